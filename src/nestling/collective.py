@@ -1,0 +1,56 @@
+"""Sums, gathers and broadcasts over the processes of ``torchrun``; on one process each is the identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """The number of this process, 0 for the first."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+@torch.no_grad()
+def all_sum(value: Tensor) -> Tensor:
+    """The sum of ``value`` over all processes, without gradient."""
+    if not is_distributed():
+        return value.detach()
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Overwrite every tensor, in place, with that of rank 0."""
+    if is_distributed():
+        for tensor in tensors:
+            contiguous = tensor.contiguous()
+            dist.broadcast(contiguous, src=0)
+            tensor.copy_(contiguous)
+
+
+def broadcast_object(value: T) -> T:
+    """What rank 0 holds, on every process: how decisions are taken."""
+    if not is_distributed():
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]

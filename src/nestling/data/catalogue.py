@@ -1,0 +1,145 @@
+"""The sets that nestling knows by name: levels, where the hub has them, licence.
+
+A set is read from ``<data dir>/<name>/<split>.parquet`` where that exists, with the level columns named here. A hub
+name stands here only where repository and columns are certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+CMF = ("coarse", "middle", "fine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One known set."""
+
+    about: str
+    levels: tuple[str, ...]
+    """Columns, coarse to fine."""
+    licence: str
+    hub: str | None = None
+    """``owner/name`` on the hub."""
+    hub_columns: Mapping[str, str] = field(default_factory=dict)
+    """From the hub's columns to ours."""
+    paths: tuple[tuple[str, ...], ...] = ()
+    """Where the hub has the finest label alone: the path of every class, in the order of the hub's codes."""
+
+
+_C1, _C2 = "coarse1 (0,3,5,6,8)", "coarse2 (1,2,4,7,9)"
+_M1, _M2, _M3, _M4 = "middle1 (3,5,8)", "middle2 (0,6)", "middle3 (4,7,9)", "middle4 (1,2)"
+DIGIT_PATHS = (
+    (_C1, _M2, "0"),
+    (_C2, _M4, "1"),
+    (_C2, _M4, "2"),
+    (_C1, _M1, "3"),
+    (_C2, _M3, "4"),
+    (_C1, _M1, "5"),
+    (_C1, _M2, "6"),
+    (_C2, _M3, "7"),
+    (_C1, _M1, "8"),
+    (_C2, _M3, "9"),
+)
+"""Table 2 of the nested paper, for MNIST: the path of every digit. The names are ours."""
+
+_UPPER, _OTHER = "upper-body clothes", "shoes, trousers, bags"
+_FASHION_PATHS = (
+    (_UPPER, "shirt, t-shirt, dress", "T-shirt"),
+    (_OTHER, "trouser, bag", "Trouser"),
+    (_UPPER, "coat, pullover", "Pullover"),
+    (_UPPER, "shirt, t-shirt, dress", "Dress"),
+    (_UPPER, "coat, pullover", "Coat"),
+    (_OTHER, "shoes", "Sandal"),
+    (_UPPER, "shirt, t-shirt, dress", "Shirt"),
+    (_OTHER, "shoes", "Sneaker"),
+    (_OTHER, "trouser, bag", "Bag"),
+    (_OTHER, "shoes", "Ankle boot"),
+)
+_CIFAR10_PATHS = (
+    ("vehicle", "plane or ship", "airplane"),
+    ("vehicle", "road vehicle", "automobile"),
+    ("animal", "bird or frog", "bird"),
+    ("animal", "cat or dog", "cat"),
+    ("animal", "deer or horse", "deer"),
+    ("animal", "cat or dog", "dog"),
+    ("animal", "bird or frog", "frog"),
+    ("animal", "deer or horse", "horse"),
+    ("vehicle", "plane or ship", "ship"),
+    ("vehicle", "road vehicle", "truck"),
+)
+
+CATALOGUE: Mapping[str, Entry] = MappingProxyType(
+    {
+        "digits": Entry(
+            about="scikit-learn's 1,797 handwritten digits, 8x8 grey, installed with it; tree of the nested paper",
+            levels=CMF,
+            licence="BSD-3-Clause (scikit-learn); digits: UCI, CC BY 4.0",
+        ),
+        "mnist": Entry(
+            about="70,000 handwritten digits, 28x28 grey; tree of the nested paper's Table 2",
+            levels=CMF,
+            licence="MNIST (LeCun et al.)",
+            hub="ylecun/mnist",
+            hub_columns={"label": "fine"},
+            paths=DIGIT_PATHS,
+        ),
+        "fashion_mnist": Entry(
+            about="70,000 articles of clothing, 28x28 grey; tree of the nested paper's Table 2",
+            levels=CMF,
+            licence="MIT (Zalando)",
+            hub="zalando-datasets/fashion_mnist",
+            hub_columns={"label": "fine"},
+            paths=_FASHION_PATHS,
+        ),
+        "cifar10": Entry(
+            about="60,000 photographs, 32x32; tree of the nested paper's Table 2",
+            levels=CMF,
+            licence="CIFAR (Krizhevsky 2009)",
+            hub="uoft-cs/cifar10",
+            hub_columns={"img": "image", "label": "fine"},
+            paths=_CIFAR10_PATHS,
+        ),
+        "cifar100": Entry(
+            about="60,000 photographs, 32x32; 20 superclasses, 100 classes",
+            levels=("coarse", "fine"),
+            licence="CIFAR (Krizhevsky 2009)",
+            hub="uoft-cs/cifar100",
+            hub_columns={"img": "image", "coarse_label": "coarse", "fine_label": "fine"},
+        ),
+        "plantvillage": Entry(
+            about="8,650 leaves of pepper, potato and tomato, 64x64; plant, health and disease",
+            levels=CMF,
+            licence="PlantVillage (Hughes & Salathé 2015)",
+        ),
+        "grocery": Entry(
+            about="5,421 natural images of groceries, 64x64, with a validation split",
+            levels=CMF,
+            licence="MIT (Klasson et al.)",
+        ),
+        "newsgroups20": Entry(
+            about="18,846 articles of 20 newsgroups, subject and body",
+            levels=("coarse", "fine"),
+            licence="20 newsgroups (1993)",
+        ),
+        "tiny_imagenet32": Entry(
+            about="35,000 images of 200 ImageNet classes, 32x32; unbalanced concepts after BREEDS and WordNet",
+            levels=CMF,
+            licence="Tiny ImageNet (Stanford CS231n, from ImageNet)",
+        ),
+        "dbpedia": Entry(
+            about="abstracts of Wikipedia articles; 9, 70 and 219 classes",
+            levels=CMF,
+            licence="CC BY-SA (DBpedia)",
+            hub="DeveloperOats/DBPedia_Classes",
+            hub_columns={"l1": "coarse", "l2": "middle", "l3": "fine"},
+        ),
+        "caltech101": Entry(
+            about="5,975 images of 101 categories, 64x64; one level and no test split",
+            levels=("fine",),
+            licence="Caltech-101 (Fei-Fei et al. 2004)",
+        ),
+    }
+)

@@ -1,0 +1,184 @@
+"""``LabelledData``: inputs with labels of any granularity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+
+import numpy as np
+import torch
+
+from nestling.data.images import LazyImages
+from nestling.data.split import strata
+from nestling.errors import DataError, UsageError
+from nestling.seeds import derive
+from nestling.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledData:
+    """``n`` inputs, the labels known of each, and the taxonomy that the labels speak of. Checked when made.
+
+    Raises ``DataError`` where shapes disagree, a label is no class of its level, or a row's labels contradict.
+    """
+
+    inputs: torch.Tensor | LazyImages | list[str]
+    """Pictures, uint8 (n, c, h, w) as a tensor or decoded on access; or n texts."""
+    labels: np.ndarray
+    """int64 (n, levels), coarse to fine; -1 = not labelled. Levels coarser than a known one are filled in."""
+    taxonomy: Taxonomy
+    index: np.ndarray = field(default=None)  # type: ignore[assignment]
+    """int64 (n,): the row's number in the split as it was loaded; a subset keeps it. By default 0 … n-1."""
+    items: Sequence[str] = field(default=None)  # type: ignore[assignment]
+    """A name for every row, used in messages: a file, or ``mnist/train row 17``."""
+    groups: np.ndarray | None = None
+    """int64 (n,) or None: rows of one group never fall into different splits."""
+    name: str = "data"
+    notes: tuple[str, ...] = ()
+    """What was decided on the way, each with its reason, for the user to read."""
+
+    def __post_init__(self) -> None:
+        count = len(self.inputs)
+        if isinstance(self.inputs, torch.Tensor) and (self.inputs.dtype != torch.uint8 or self.inputs.ndim != 4):
+            raise DataError(
+                f"the inputs of {self.name!r} must be uint8 of shape (n, c, h, w); "
+                f"got {self.inputs.dtype} of shape {tuple(self.inputs.shape)}"
+            )
+        levels = len(self.taxonomy.levels)
+        labels = np.asarray(self.labels)
+        if labels.shape != (count, levels) or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"the labels of {self.name!r} must be integers of shape ({count}, {levels}), one row per input and "
+                f"one column per level; got {labels.dtype} of shape {labels.shape}"
+            )
+        index = np.arange(count) if self.index is None else np.asarray(self.index)
+        items = self.items if self.items is not None else [f"{self.name} row {row}" for row in range(count)]
+        groups = None if self.groups is None else np.asarray(self.groups)
+        for what, column in (("index", index), ("groups", groups)):
+            if column is not None and (column.shape != (count,) or not np.issubdtype(column.dtype, np.integer)):
+                raise DataError(
+                    f"the {what} of {self.name!r} must be integers of shape ({count},); "
+                    f"got {column.dtype} of shape {column.shape}"
+                )
+        if len(items) != count:
+            raise DataError(f"the items of {self.name!r} must be {count} names; got {len(items)}")
+        sizes = np.array([len(self.taxonomy.classes[level]) for level in self.taxonomy.levels])
+        wrong = np.argwhere((labels < -1) | (labels >= sizes))
+        if len(wrong):
+            row, level = wrong[0].tolist()
+            raise DataError(
+                f"{items[row]}: label {labels[row, level]} at level {self.taxonomy.levels[level]!r} must be -1 (not "
+                f"labelled) or one of its {sizes[level]} classes, 0 to {sizes[level] - 1}"
+            )
+        values = {
+            "labels": self.taxonomy.complete(labels.astype(np.int64)),
+            "index": index.astype(np.int64),
+            "items": tuple(items),
+            "groups": None if groups is None else groups.astype(np.int64),
+            "notes": tuple(self.notes),
+        }
+        for what, value in values.items():
+            object.__setattr__(self, what, value)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def subset(self, rows: np.ndarray | Sequence[int]) -> LabelledData:
+        """The given rows, in that order: int numbers (k,), or a mask (n,)."""
+        rows = np.asarray(rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        inputs = self.inputs
+        if isinstance(inputs, torch.Tensor):
+            inputs = inputs[torch.from_numpy(rows)]
+        elif isinstance(inputs, LazyImages):
+            inputs = inputs.subset(rows)
+        else:
+            inputs = [inputs[row] for row in rows.tolist()]
+        return replace(
+            self,
+            inputs=inputs,
+            labels=self.labels[rows],
+            index=self.index[rows],
+            items=tuple(self.items[row] for row in rows.tolist()),
+            groups=None if self.groups is None else self.groups[rows],
+        )
+
+    def finest_known(self) -> np.ndarray:
+        """int64 (n,): the number of each row's finest labelled level, -1 without a label.
+
+        A row at a ragged leaf counts as labelled at the finest level: there is nothing finer to know.
+        """
+        return strata(self.labels, self.taxonomy)[:, 0]
+
+    def keep(self, fractions: Mapping[str, float], seed: int = 0) -> LabelledData:
+        """The same rows with labels forgotten, so that each level stays known for its fraction of the rows.
+
+        ``fractions``: from level to [0, 1]; a level not named keeps the fraction of the next coarser one, the
+        coarsest 1. Stratified by fine class, and nested: rows that keep a level keep the coarser ones. At least one
+        row of each class stays known, but 0 means none. Rows that lose everything stay, as -1.
+        Raises ``UsageError`` for an unknown level, a value outside [0, 1], or fractions that rise towards fine.
+        """
+        shares = self._shares(fractions)
+        rng = np.random.default_rng(derive(seed, "keep"))
+        distinct, stratum = np.unique(strata(self.labels, self.taxonomy), axis=0, return_inverse=True)
+        stratum = stratum.reshape(-1)
+        sizes = np.bincount(stratum, minlength=len(distinct))
+        example = np.zeros(len(distinct), dtype=np.int64)
+        example[stratum] = np.arange(len(self))
+        order = np.lexsort((rng.random(len(self)), stratum))
+        rank = np.empty(len(self), dtype=np.int64)
+        rank[order] = np.arange(len(self)) - (np.cumsum(sizes) - sizes)[stratum[order]]
+
+        labels = self.labels.copy()
+        counts = np.zeros(len(distinct), dtype=np.int64)
+        for level in reversed(range(len(shares))):
+            classes = self.labels[example, level]
+            tie = rng.random(len(distinct))
+            counts = _allocate(np.where(classes >= 0, sizes, 0), shares[level], counts, classes, tie)
+            labels[rank >= counts[stratum], level] = -1
+        known = (labels >= 0).sum(axis=0)
+        said = ", ".join(f"{level} {count:,}" for level, count in zip(self.taxonomy.levels, known, strict=True))
+        note = f"labels kept, of {len(self):,} rows: {said} (fractions {', '.join(f'{share:g}' for share in shares)})"
+        return replace(self, labels=labels, notes=(*self.notes, note))
+
+    def _shares(self, fractions: Mapping[str, float]) -> list[float]:
+        levels = self.taxonomy.levels
+        for level, value in fractions.items():
+            self.taxonomy.level_index(level)
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+                raise UsageError(f"the fraction known at level {level!r} must lie in [0, 1]; got {value!r}")
+        shares: list[float] = []
+        for number, level in enumerate(levels):
+            coarser = shares[-1] if shares else 1.0
+            share = float(fractions.get(level, coarser))
+            if share > coarser:
+                raise UsageError(
+                    f"fractions may not rise towards fine: {level}={share:g} is above "
+                    f"{levels[number - 1]}={coarser:g}, and a row that keeps {level!r} keeps the coarser levels"
+                )
+            shares.append(share)
+        return shares
+
+
+def _allocate(
+    sizes: np.ndarray, share: float, floor: np.ndarray, classes: np.ndarray, tie: np.ndarray
+) -> np.ndarray:
+    """How many rows of each stratum stay known at a level: ``share`` of all rows, by largest remainder.
+
+    sizes, floor (what the finer level keeps already), classes (at this level, -1 = none), tie: (strata,) each.
+    """
+    if share == 0:
+        return np.zeros_like(sizes)
+    quota = sizes * share
+    counts = np.minimum(np.maximum(np.floor(quota + 1e-9).astype(np.int64), floor), sizes)
+    missing = int(np.floor(quota.sum() + 0.5)) - int(counts.sum())
+    if missing > 0:
+        open_ = counts < sizes
+        order = np.lexsort((tie, counts - quota, ~open_))
+        counts[order[: min(missing, int(open_.sum()))]] += 1
+    for code in np.unique(classes[classes >= 0]):
+        members = np.flatnonzero(classes == code)
+        if counts[members].sum() == 0:
+            counts[members[np.argmax(quota[members])]] = 1
+    return counts

@@ -1,0 +1,146 @@
+"""``load_data``: from whatever a SOURCE names to ``LabelledData``.
+
+A source is resolved to ``Rows`` for each split, its levels and taxonomy are settled on the names of all splits, then
+the rows asked for are chosen, and only these are decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from nestling.data.dataset import LabelledData
+from nestling.data.images import load_images
+from nestling.data.labels import encode
+from nestling.data.resolve import Source, resolve
+from nestling.data.rows import Rows, concatenate
+from nestling.data.split import assign, strata
+from nestling.data.tables import split_name
+from nestling.errors import DataError, UsageError, listed, unknown
+from nestling.seeds import derive
+from nestling.taxonomy import Taxonomy
+
+TEST_SHARE = 0.2
+
+
+def load_data(
+    source: str | Path,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    taxonomy: Taxonomy | str | Path | None = None,
+    levels: Sequence[str] | None = None,
+    *,
+    qualify_names: bool = False,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    on_bad_image: Literal["error", "skip"] = "error",
+    seed: int = 0,
+) -> LabelledData:
+    """The rows of one split of a source.
+
+    Parameters
+    ----------
+    source: a name of the catalogue, a folder tree, a folder of ``<split>.parquet``, a CSV, TSV or Parquet file, or
+        ``hf:owner/name``.
+    split: 'train', 'validation', 'test', another value of the ``split`` column, or 'all' for every row, uncut.
+    data_dir: the folder that holds ``<name>/<split>.parquet``; then NESTLING_DATA is asked, then the hub.
+    taxonomy: the tree, or a file of it; by default the tree that the labels of all splits span.
+    levels: the columns of labels, coarse to fine; by default all that are not reserved, in file order.
+    qualify_names: whether a class name under two parents means two classes (in a folder tree it always does).
+    image_size: pixels; one number for a square. By default from the data, see ``load_images``.
+    channels: 1 or 3; by default 1 where every picture is grey.
+    on_bad_image: 'error', or 'skip' to leave out what cannot be read, which is said in the notes.
+    seed: of the stratified 80/20 cut, where the source has no test split.
+
+    Raises ``UsageError`` for an unknown source, split or level, ``DataError`` for what is wrong inside, and
+    ``StorageError`` for what cannot be read or fetched.
+    """
+    if on_bad_image not in ("error", "skip"):
+        raise unknown("way to treat bad images", on_bad_image, ("error", "skip"))
+    if channels not in (None, 1, 3):
+        raise UsageError(f"channels must be 1 or 3; got {channels}")
+    found = resolve(source, data_dir)
+    if isinstance(taxonomy, str | Path):
+        taxonomy = Taxonomy.load(taxonomy)
+    if levels is None and taxonomy is None:
+        levels = found.levels
+    taxonomy, codes = encode(found.splits, found.place, taxonomy, levels, qualify_names or found.qualify)
+    rows, labels, notes = _choose(found, codes, taxonomy, split, seed)
+    raws, items = rows.read(np.arange(len(rows))), rows.items
+    groups = _group_codes(rows.groups)
+    skip = on_bad_image == "skip"
+    if rows.kind == "text":
+        inputs, kept, more = _texts(raws, items, skip)
+    else:
+        inputs, kept, more = load_images(raws, items, image_size=image_size, channels=channels, skip_bad=skip)
+    return LabelledData(
+        inputs=inputs,
+        labels=labels[kept],
+        index=np.arange(len(kept)),
+        taxonomy=taxonomy,
+        items=tuple(items[row] for row in kept.tolist()),
+        groups=None if groups is None else groups[kept],
+        name=found.name,
+        notes=(*found.notes, *notes, *more),
+    )
+
+
+def available_splits(source: str | Path, data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """The splits that ``load_data`` gives, cut ones included; nothing is decoded. Raises as ``load_data``."""
+    return resolve(source, data_dir).available
+
+
+def has_split(source: str | Path, split: str, data_dir: str | Path | None = None) -> bool:
+    """Whether the source has this split; most often asked of 'validation'. Raises as ``load_data``."""
+    return split in available_splits(source, data_dir)
+
+
+def _choose(
+    found: Source, codes: dict[str, np.ndarray], taxonomy: Taxonomy, split: str, seed: int
+) -> tuple[Rows, np.ndarray, tuple[str, ...]]:
+    """The rows of a split with their labels (n, levels), and what to say of the choice."""
+    if split == "all":
+        return concatenate(list(found.splits.values())), np.concatenate(list(codes.values())), ()
+    split = split_name(split) or split
+    whole = found.cut_from
+    if split not in found.available:
+        raise unknown(f"split of {found.place}", split, (*found.available, "all"))
+    if whole is None or split not in ("train", "test"):
+        return found.splits[split], codes[split], ()
+    rows, labels = found.splits[whole], codes[whole]
+    groups = _group_codes(rows.groups)
+    part = assign(strata(labels, taxonomy), (1 - TEST_SHARE, TEST_SHARE), derive(seed, "train and test"), groups)
+    chosen = np.flatnonzero(part == (split == "test"))
+    if not len(chosen):
+        raise DataError(f"{found.place}: its {len(rows)} rows are too few to cut a test split: give more rows")
+    kept_whole = ", groups kept whole" if groups is not None else ""
+    note = (
+        f"{split}: {len(chosen):,} of {len(rows):,} rows, because the source has no test split: "
+        f"cut 80/20, stratified by class{kept_whole}, seed {seed}"
+    )
+    return rows.select(chosen), labels[chosen], (note,)
+
+
+def _group_codes(groups: Sequence[str | None] | None) -> np.ndarray | None:
+    """int64 (n,); a row without a group is a group of its own."""
+    if groups is None:
+        return None
+    numbers: dict[object, int] = {}
+    return np.array(
+        [numbers.setdefault((row,) if name is None else name, len(numbers)) for row, name in enumerate(groups)],
+        dtype=np.int64,
+    )
+
+
+def _texts(raws: Sequence[object], items: Sequence[str], skip: bool) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
+    missing = [row for row, text in enumerate(raws) if not isinstance(text, str)]
+    if missing and not skip:
+        more = f" (and {len(missing) - 1:,} more rows)" if len(missing) > 1 else ""
+        raise DataError(f"{items[missing[0]]}: there is no text{more}; --on-bad-image skip leaves such rows out")
+    kept = np.setdiff1d(np.arange(len(raws)), missing)
+    named = listed([items[row] for row in missing], limit=5)
+    notes = (f"left out, because they have no text: {len(missing):,} of {len(raws):,} rows: {named}",)
+    return [str(raws[row]) for row in kept.tolist()], kept, notes if missing else ()

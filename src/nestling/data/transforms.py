@@ -1,0 +1,211 @@
+"""From uint8 images to what a network takes: normalisation, and augmentation of whole batches.
+
+An augmentation's parameters are a pure function of (key, row), so that neither the batch nor a resume changes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nestling.data import counter
+from nestling.errors import DataError, UsageError, unknown
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """``preprocessing(images: uint8 (b, c, h, w)) -> float32``, normalised channel by channel."""
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    """Of each channel's pixels in [0, 1]."""
+    std: tuple[float, ...]
+    """Of each channel's pixels in [0, 1]; 1 for a channel that is constant."""
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.channels, self.height, self.width) < 1
+            or not len(self.mean) == len(self.std) == self.channels
+            or not all(math.isfinite(m) and math.isfinite(s) and s > 0 for m, s in zip(self.mean, self.std))
+        ):
+            raise DataError(
+                f"impossible preprocessing {self}: expected a size of at least 1 x 1 x 1, and for each channel "
+                "a finite mean and a positive std"
+            )
+
+    @classmethod
+    def from_data(cls, images: Tensor, max_rows: int = 10_000) -> Preprocessing:
+        """Statistics of uint8 images (n, c, h, w), the training rows; of ``max_rows`` evenly spaced ones of many."""
+        if images.ndim != 4 or images.dtype != torch.uint8 or not images.numel():
+            raise UsageError(
+                f"expected uint8 images (n, c, h, w), at least one; got {tuple(images.shape)} {images.dtype}"
+            )
+        if len(images) > max_rows:
+            images = images[
+                torch.linspace(0, len(images) - 1, max_rows, dtype=torch.float64, device=images.device).long()
+            ]
+        values = torch.arange(256, dtype=torch.float64) / 255
+        mean, std = [], []
+        for channel in images.unbind(1):
+            share = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()
+            mean.append(float(share @ values))
+            std.append(math.sqrt(float(share @ (values - mean[-1]).square())) or 1.0)
+        return cls(*images.shape[1:], mean=tuple(mean), std=tuple(std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.normalise(self.pixels(images))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """uint8 (b, c, h, w) to float32 in [0, 1]."""
+        if images.dtype != torch.uint8:
+            raise UsageError(f"expected uint8 images, got {images.dtype}")
+        self._check(images)
+        return images.to(torch.float32).div_(255)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Float in [0, 1] (b, c, h, w) to the network's input space; differentiable."""
+        self._check(pixels)
+        return (pixels - _per_channel(self.mean, pixels.device, pixels.dtype)) / _per_channel(
+            self.std, pixels.device, pixels.dtype
+        )
+
+    def _check(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1:] != (self.channels, self.height, self.width):
+            raise UsageError(
+                f"expected images (b, {self.channels}, {self.height}, {self.width}), got {tuple(images.shape)}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, as it stands in a bundle."""
+        return {
+            "channels": self.channels,
+            "height": self.height,
+            "width": self.width,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """From ``to_dict``; ``DataError`` on anything else."""
+        try:
+            size = [values[name] for name in ("channels", "height", "width")]
+            if not all(type(number) is int for number in size):
+                raise TypeError(f"the size must be three integers, got {size}")
+            return cls(*size, mean=tuple(map(float, values["mean"])), std=tuple(map(float, values["std"])))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"impossible preprocessing: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """``augmentation(images, key, rows) -> images`` of the same shape and dtype: affine, then mirror, then crop."""
+
+    rotation: float = 0.0
+    """Largest angle in degrees, either way."""
+    translation: float = 0.0
+    """Largest distance in pixels, along each axis."""
+    scale: float = 0.0
+    """Largest change of size: 0.1 stands for 0.9 to 1.1."""
+    crop: int = 0
+    """Pixels of zero padding from which the image is cropped."""
+    mirror: bool = False
+    """Half of the images are flipped left to right."""
+
+    def __post_init__(self) -> None:
+        if min(self.rotation, self.translation, self.scale, self.crop) < 0 or self.scale >= 1:
+            raise UsageError(f"impossible augmentation {self}: expected numbers >= 0, and scale below 1")
+
+    @classmethod
+    def auto(cls, channels: int, height: int, width: int) -> Augmentation:
+        """Affine for grey images, which may be digits, that no mirror may see; crop and mirror for colour."""
+        return cls.parse("affine" if channels == 1 else "crop-mirror", (channels, height, width))
+
+    @classmethod
+    def parse(cls, text: str, input_shape: Sequence[int]) -> Augmentation:
+        """``none``, ``auto``, ``affine``, ``crop`` or ``crop-mirror``, sized for images (channels, height, width)."""
+        channels, height, width = input_shape
+        side = min(height, width)
+        match text:
+            case "none":
+                return cls()
+            case "auto":
+                return cls.auto(channels, height, width)
+            case "affine":
+                return cls(rotation=10.0, translation=0.07 * side, scale=0.1)
+            case "crop" | "crop-mirror":
+                return cls(crop=round(side / 8), mirror=text == "crop-mirror")
+        raise unknown("augmentation", text, ["none", "auto", "affine", "crop", "crop-mirror"])
+
+    def __call__(self, images: Tensor, key: int, rows: Tensor) -> Tensor:
+        """Images (b, c, h, w), uint8 or float in [0, 1]; rows (b,) int64. ``UsageError`` on other shapes."""
+        if images.ndim != 4 or rows.shape != images.shape[:1]:
+            raise UsageError(
+                f"expected images (b, c, h, w) and rows (b,), got {tuple(images.shape)} and {tuple(rows.shape)}"
+            )
+        affine = bool(self.rotation or self.translation or self.scale)
+        if not (affine or self.crop or self.mirror) or not images.numel():
+            return images
+        # Each parameter has its column, so that one does not change with another's being used.
+        draws = counter.uniform(key, rows, 7 if self.crop or self.mirror else 4)
+        if affine:
+            images = self._affine(images, draws[:, :4])
+        if self.mirror:
+            images = torch.where((draws[:, 4] < 0.5)[:, None, None, None], images.flip(3), images)
+        return _crop(images, self.crop, draws[:, 5:]) if self.crop else images
+
+    def _affine(self, images: Tensor, draws: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        signed = 2 * draws - 1
+        angle = signed[:, 0] * math.radians(self.rotation)
+        # The grid says where each pixel comes from, so sizes are divided by.
+        zoom = 1 / (1 + self.scale * signed[:, 1])
+        cos, sin = zoom * angle.cos(), zoom * angle.sin()
+        move = self.translation * signed[:, 2:]
+        matrix = torch.stack(
+            [
+                cos,
+                sin * (-height / width),
+                move[:, 0] * (2 / width),
+                sin * (width / height),
+                cos,
+                move[:, 1] * (2 / height),
+            ],
+            dim=1,
+        ).view(-1, 2, 3)
+        pixels = images if images.is_floating_point() else images.to(torch.float32)
+        grid = F.affine_grid(matrix.to(pixels.dtype), list(images.shape), align_corners=False)
+        moved = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return moved if images.is_floating_point() else moved.round_().to(images.dtype)
+
+
+def _crop(images: Tensor, padding: int, draws: Tensor) -> Tensor:
+    """Crops each image (b, c, h, w) at its own offset, draws (b, 2) in [0, 1), from zero padding.
+
+    A line of pixels is one window of the padded batch laid out flat: copying windows is twice as fast as gathering
+    pixels.
+    """
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    offset = (draws * (2 * padding + 1)).long()
+    line = torch.arange(batch * channels, device=images.device).view(batch, channels, 1) * padded.shape[2]
+    line = line + offset[:, 0].view(batch, 1, 1) + torch.arange(height, device=images.device)
+    start = line * padded.shape[3] + offset[:, 1].view(batch, 1, 1)
+    windows = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))
+    return windows.index_select(0, start.view(-1)).view(images.shape)
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    # Made outside of inference mode, since gradients of attacks pass through it later.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device, dtype=dtype).view(1, -1, 1, 1)

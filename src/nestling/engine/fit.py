@@ -1,0 +1,192 @@
+"""The only training loop: it replays the stages that are finished, and trains the others.
+
+Every decision (stop, best, a signal, a hook's result) is taken on rank 0 and broadcast. A checkpoint holds all that the
+next step depends on; randomness is a pure function of (seed, stage, epoch, step, row), so none of it is stored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestling import collective, interrupt
+from nestling.config import to_dict
+from nestling.data.dataset import LabelledData
+from nestling.data.loader import DeviceData
+from nestling.data.split import cut
+from nestling.data.transforms import Preprocessing
+from nestling.engine.checkpoint import Checkpoints, pick
+from nestling.engine.log import Reporter
+from nestling.engine.predict import accuracy_per_level, predict
+from nestling.engine.runfolder import RunFolder
+from nestling.engine.runtime import Runtime
+from nestling.engine.stage import StageRun
+from nestling.errors import UsageError
+from nestling.files import Appender
+from nestling.methods.recipe import Recipe, Stage
+from nestling.models.build import build_model
+from nestling.models.model import Model, Outputs
+from nestling.models.weights import restore
+from nestling.objectives.terms import Objective
+from nestling.seeds import derive
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained model, and how it came about."""
+
+    model: Model
+    metrics: dict[str, Any]
+    """On validation rows: loss and accuracy per level of the epoch kept."""
+    path: Path | None
+    preprocessing: Preprocessing
+    history: list[dict[str, Any]]
+    """One record per epoch: stage, epoch, training and validation loss, accuracy per level."""
+    decisions: list[tuple[str, object, str]]
+    """What was chosen automatically: name, value, reason."""
+    seconds: float
+
+    def save_pretrained(self, path: Path | str) -> None:
+        """Write the bundle: weights, taxonomy, preprocessing, calibration."""
+        from nestling.bundle import save_bundle
+
+        save_bundle(path, self.model, self.preprocessing)
+
+
+def fit(recipe: Recipe, data: LabelledData, model: Model | None = None, out: Path | str | RunFolder | None = None, seed: int = 0,
+        device: str = "auto", precision: str = "auto", *, validation: LabelledData | None = None, backbone: str = "auto",
+        verbose: bool = True) -> Run:
+    """Train ``recipe`` on ``data`` and return the calibrated model.
+
+    Parameters
+    ----------
+    data: the rows to learn from; they are cut 80/10/10 into training, validation and calibration rows, within each class
+        of the finest known level, or 90/10 into training and calibration where ``validation`` is given.
+    model: by default the recipe's network with fresh weights, on ``backbone``.
+    out: the run folder. With it the same call resumes an interrupted run; without it nothing is written.
+    precision: auto, fp32, bf16 or fp16.
+
+    Raises UsageError for settings that cannot be, DivergedError where a loss, gradient or metric is not finite,
+    StorageError for files and BusyError where another process holds ``out``.
+    """
+    began = time.monotonic()
+    if isinstance(out, str | Path):
+        with RunFolder(out) as folder:
+            folder.open({"method": recipe.method, "seed": seed, "recipe": to_dict(recipe), "rows": len(data)})
+            return fit(recipe, data, model, folder, seed, device, precision, validation=validation, backbone=backbone, verbose=verbose)
+    train, validation = cut_rows(data, validation, seed)
+    reporter = Reporter(verbose)
+    runtime = Runtime.choose(device, precision, out.kept("precision") if out else None)
+    preprocessing = Preprocessing.from_data(train.inputs)
+    if model is None:
+        shape = (preprocessing.channels, preprocessing.height, preprocessing.width)
+        with seeded(derive(seed, "weights")):
+            model = build_model(data.taxonomy, shape, backbone, recipe.method, recipe.network())
+    engine = Engine(recipe, model, train, validation, out, seed, runtime, preprocessing, reporter)
+    engine.decide("device", str(runtime.device), runtime.reasons["device"])
+    engine.decide("precision", runtime.precision, runtime.reasons["precision"])
+    engine.decide("backbone", model.config["backbone"], f"for images of {preprocessing.channels}x{preprocessing.height}x{preprocessing.width}"
+                  if backbone == "auto" else "as given")
+    engine.decide("rows", f"{len(train)} training, {len(validation)} validation", "cut within each class of the finest known level")
+    if out is not None and not out.begun:
+        out.begin()
+    with interrupt.deferred():
+        engine.run()
+    return Run(model=model.eval(), metrics=engine.metrics(), path=out.path if out else None, preprocessing=preprocessing,
+               history=engine.history, decisions=engine.decisions, seconds=time.monotonic() - began)
+
+
+def cut_rows(data: LabelledData, validation: LabelledData | None, seed: int) -> tuple[LabelledData, LabelledData]:
+    """Training and validation rows; the calibration rows that are cut off beside them serve the guarantee alone."""
+    if validation is None:
+        train, validation, _ = cut(data, (0.8, 0.1, 0.1), seed)
+    else:
+        train, _ = cut(data, (0.9, 0.1), seed)
+    if len(train) == 0:
+        raise UsageError("there is no row to train on: the data are empty")
+    return train, validation
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """Inside the block torch's global generator starts from ``seed``; the caller's state comes back afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class Engine:
+    """Trains one recipe on one model. ``fit`` is the way to use it."""
+
+    def __init__(self, recipe: Recipe, model: Model, train: LabelledData, validation: LabelledData, folder: RunFolder | None,
+                 seed: int, runtime: Runtime, preprocessing: Preprocessing, reporter: Reporter) -> None:
+        self.recipe, self.model, self.train, self.validation = recipe, model, train, validation
+        self.seed, self.runtime, self.preprocessing, self.reporter = seed, runtime, preprocessing, reporter
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder.path) if folder else None
+        self.decisions: list[tuple[str, object, str]] = []
+        self.history: list[dict[str, Any]] = []
+        self.log: Appender | None = None
+        self.log_offset = 0
+        self.on_device: dict[int, tuple[LabelledData, DeviceData]] = {}
+
+    def decide(self, name: str, value: object, reason: str) -> None:
+        """Print what was chosen automatically, and keep it in the run's recipe.toml."""
+        self.decisions.append((name, value, reason))
+        self.reporter.say(f"{name}: {value} ({reason})")
+        if self.folder is not None and collective.rank() == 0:
+            self.folder.derive(name, value, reason)
+
+    def run(self) -> None:
+        """Train every stage that is not finished yet."""
+        generator = self.recipe.stages(self.model, self.train)
+        number = 0
+        with seeded(0):
+            while True:
+                # What a recipe builds between two yields starts from weights that a replay finds again.
+                self.runtime.seed(derive(self.seed, "build", number))
+                stage = next(generator, None)
+                if stage is None:
+                    return
+                objective = stage.objective if isinstance(stage.objective, Objective) else 1.0 * stage.objective
+                self.runtime.prepare(self.model)
+                objective.to(self.runtime.device)
+                if not self.replay(number, stage, objective):
+                    StageRun(self, number, stage, objective).run()
+                number += 1
+
+    def replay(self, number: int, stage: Stage, objective: Objective) -> bool:
+        """Load a finished stage from its file, where there is one."""
+        saved = self.checkpoints.stage(number, stage.name) if self.checkpoints else None
+        if saved is None:
+            return False
+        restore(self.model, pick("model", saved.tensors), f"stage {stage.name}")
+        restore(objective, pick("objective", saved.tensors), f"the objective of stage {stage.name}")
+        self.history += saved.state["history"]
+        for decision in saved.state["decisions"]:
+            self.decide(*decision)
+        self.log_offset = saved.state["log"]
+        return True
+
+    def metrics(self) -> dict[str, Any]:
+        """The validation figures of the finished model."""
+        if len(self.validation) == 0:
+            return {}
+        outputs, labels = self.predict(self.validation)
+        answers = self.model.answers(outputs).combined
+        return {"accuracy": accuracy_per_level(answers, labels, self.train.taxonomy.levels)}
+
+    def device_data(self, data: LabelledData) -> DeviceData:
+        """``data`` on the device; kept, since stages share it."""
+        if id(data) not in self.on_device:
+            self.on_device[id(data)] = data, DeviceData(data, self.preprocessing, self.runtime.device)
+        return self.on_device[id(data)][1]
+
+    def predict(self, data: LabelledData, until: str | None = None) -> tuple[Outputs, Tensor]:
+        """Outputs of the model in evaluation mode for every row, and the targets (n, levels)."""
+        return predict(self.model, self.device_data(data), self.runtime, until)

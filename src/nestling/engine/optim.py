@@ -1,0 +1,48 @@
+"""From a recipe's ``Optimizer`` to torch's, and learning rates as functions of progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from nestling.methods.recipe import Optimizer
+
+
+def build_optimizer(settings: Optimizer, lr: float, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """A fresh optimiser; a fused kernel where there is one, since small networks are bound by the calls."""
+    parameters = list(parameters)
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    if settings.name == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused)
+
+
+def rate(settings: Optimizer, progress: float, history: list[float]) -> float:
+    """The factor on the stage's learning rate at ``progress`` in [0, 1).
+
+    ``history`` are the validation losses so far, lower is better, which 'plateau' alone reads.
+    """
+    if settings.schedule == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    if settings.schedule == "one-cycle":
+        warm = 0.3
+        if progress < warm:
+            return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * progress / warm)) / 2
+        return max((1 + math.cos(math.pi * (progress - warm) / (1 - warm))) / 2, 1e-5)
+    if settings.schedule == "plateau":
+        return settings.factor ** -num_plateaus(history, settings.patience)
+    return 1.0
+
+
+def num_plateaus(history: list[float], patience: int) -> int:
+    """How often ``patience`` epochs have passed without a lower loss; each time the count starts anew."""
+    best, stale, plateaus = math.inf, 0, 0
+    for loss in history:
+        best, stale = (loss, 0) if loss < best else (best, stale + 1)
+        if stale == patience:
+            plateaus, stale = plateaus + 1, 0
+    return plateaus

@@ -1,0 +1,47 @@
+"""Outputs of a model for every row of a data set."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nestling.data.distortions import Distortion
+from nestling.data.loader import DeviceData
+from nestling.engine.runtime import Runtime
+from nestling.models.model import Model, Outputs
+
+
+@torch.no_grad()
+def predict(model: Model, data: DeviceData, runtime: Runtime, until: str | None = None, batch_size: int = 1024,
+            distortion: Distortion | None = None) -> tuple[Outputs, Tensor]:
+    """Outputs in evaluation mode, in fp32, and the targets (n, levels). The model's modes are left as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    parts, labels = [], []
+    for start in range(0, len(data), batch_size):
+        batch = data.batch(np.arange(start, min(start + batch_size, len(data))), distortion=distortion)
+        with runtime.autocast():
+            parts.append(model(batch.inputs, until=until))
+        labels.append(batch.labels)
+    for module, training in modes:
+        module.training = training
+    return concatenate(parts), torch.cat(labels)
+
+
+def concatenate(parts: list[Outputs]) -> Outputs:
+    """The outputs of several batches as one, in fp32."""
+    first = parts[0]
+    return Outputs({k: torch.cat([p.logits[k] for p in parts]).float() for k in first.logits},
+                   {k: torch.cat([p.features[k] for p in parts]).float() for k in first.features},
+                   torch.cat([p.embedding for p in parts]).float())
+
+
+def accuracy_per_level(probabilities: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...]) -> dict[str, float | None]:
+    """The share of rows known at a level whose most probable column is the target; None where no row is known."""
+    result: dict[str, float | None] = {}
+    for level, p in probabilities.items():
+        target = labels[:, levels.index(level)]
+        known = target >= 0
+        result[level] = float((p.argmax(1) == target)[known].float().mean()) if known.any() else None
+    return result

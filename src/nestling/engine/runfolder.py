@@ -1,0 +1,92 @@
+"""A run's folder: one writer, the settings it was begun with, and what was chosen automatically."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nestling.config import load_toml, to_toml
+from nestling.errors import UsageError
+from nestling.files import RunLock, write_text
+
+
+class RunFolder:
+    """``with RunFolder(path) as folder: folder.open(given); …; folder.begin()``; the lock is held inside the block.
+
+    Imports no torch, so that the lock is taken before that does.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.lock = RunLock(self.path)
+        self.given: dict[str, Any] = {}
+        self.derived: dict[str, dict[str, Any]] = {}
+        self.begun = False
+
+    def __enter__(self) -> RunFolder:
+        self.lock.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.__exit__(*error)
+
+    @property
+    def recipe(self) -> Path:
+        """The file of settings: ``[given]`` and ``[derived]``."""
+        return self.path / "recipe.toml"
+
+    def open(self, given: Mapping[str, Any]) -> bool:
+        """True where a run with these settings was begun here before. Writes nothing.
+
+        Raises UsageError naming the fields in which the settings differ from those that the run was begun with.
+        """
+        self.given = json.loads(json.dumps(given))
+        if not self.recipe.exists():
+            others = [p.name for p in self.path.iterdir() if p.name != self.lock.path.name]
+            if others:
+                raise UsageError(f"the folder {self.path} holds other files ({others[0]} …) and no run: choose another --out")
+            return False
+        stored = load_toml(self.recipe)
+        before, now = flat(stored.get("given", {})), flat(self.given)
+        differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+        if differing:
+            changes = "; ".join(f"{name}: {before.get(name, 'not set')} there, {now.get(name, 'not set')} now" for name in differing[:6])
+            raise UsageError(f"the run folder {self.path} was begun with other settings ({changes}): choose another --out, or the same settings")
+        self.derived = stored.get("derived", {})
+        self.begun = True
+        return True
+
+    def begin(self) -> None:
+        """Write the settings: from here on the folder holds a run."""
+        self.begun = True
+        self._write()
+
+    def derive(self, name: str, value: object, reason: str) -> None:
+        """Keep what was chosen automatically, and why."""
+        plain = value if isinstance(value, bool | int | float | str) else str(value)
+        if self.derived.get(name) != {"value": plain, "reason": reason}:
+            self.derived[name] = {"value": plain, "reason": reason}
+            if self.begun:
+                self._write()
+
+    def kept(self, name: str) -> Any:
+        """What was chosen when the run began, if it was begun before."""
+        return self.derived.get(name, {}).get("value")
+
+    def _write(self) -> None:
+        header = f"# {' '.join(sys.argv)[:500]!r}\n# [given] was set; [derived] was chosen automatically, and is ignored when this file is used as --config.\n"
+        write_text(self.recipe, header + to_toml({"given": self.given, "derived": self.derived}))
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[prefix + name] = value
+    return result

@@ -1,0 +1,97 @@
+"""Devices, ranks and precision: the one file that knows them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nestling import collective
+from nestling.errors import UsageError, unknown
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); without it bf16 is about twice as slow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how precisely a run computes; ``reasons`` say why."""
+
+    device: torch.device
+    precision: str
+    reasons: dict[str, str]
+
+    @staticmethod
+    def choose(device: str = "auto", precision: str = "auto", kept: str | None = None) -> Runtime:
+        """Resolve ``auto``. ``kept`` is the precision that the run began with, which a resume keeps on any machine."""
+        if device not in DEVICES:
+            raise unknown("device", device, DEVICES)
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, PRECISIONS)
+        reasons = {"device": "as given"}
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            reasons["device"] = "a CUDA device is there" if device == "cuda" else "no CUDA device is there"
+        elif device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("device 'cuda' is not available here: use --device cpu, or a build of torch with CUDA")
+        elif device == "mps" and not torch.backends.mps.is_available():
+            raise UsageError("device 'mps' is not available here: use --device cpu")
+        if device == "cuda" and collective.is_distributed():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        reasons["precision"] = "as given"
+        if kept is not None and precision in ("auto", kept):
+            slow = kept == "bf16" and device == "cpu" and not cpu_has_bf16()
+            precision = kept
+            reasons["precision"] = "as the run began" + (", though this processor has no bf16 instructions and is slower for it" if slow else "")
+        elif precision == "auto":
+            precision, reasons["precision"] = auto_precision(device)
+        if precision == "fp16" and device == "cpu":
+            raise UsageError("precision fp16 needs a GPU: use --precision bf16 or fp32")
+        return Runtime(torch.device(device), precision, reasons)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context that a forward pass runs in."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision])
+
+    def seed(self, value: int) -> None:
+        """Start the generator of this device anew: what dropout and random terms draw from."""
+        # torch.manual_seed also queues a call, with its stack, for a CUDA that is not initialised: a third of a small step.
+        torch.default_generator.manual_seed(value)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(value)
+
+    def prepare(self, module: nn.Module) -> nn.Module:
+        """Move to the device, convolutions in channels_last (the fast layout on CPU and GPU alike)."""
+        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Average gradients over the processes, where there are several and something is trained."""
+        if not collective.is_distributed() or not any(p.requires_grad for p in module.parameters()):
+            return module
+        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def auto_precision(device: str) -> tuple[str, str]:
+    """What ``auto`` stands for on this device, and the reason."""
+    if device.startswith("cuda"):
+        return ("bf16", "the GPU multiplies bf16 fastest") if torch.cuda.is_bf16_supported() else ("fp32", "this GPU has no bf16")
+    if device == "cpu" and cpu_has_bf16():
+        return "bf16", "this processor has bf16 instructions"
+    return "fp32", "without bf16 instructions bf16 is about twice as slow" if device == "cpu" else "the safe choice on this device"

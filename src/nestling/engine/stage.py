@@ -1,0 +1,285 @@
+"""One stage on its way: its steps, its epochs, its checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nestling import collective, interrupt
+from nestling.data.batch import Batch
+from nestling.data.loader import DeviceData, RowOrder
+from nestling.engine.checkpoint import Saved, collect, optimizer_tensors, pick, restore_optimizer
+from nestling.engine.optim import build_optimizer, rate
+from nestling.engine.predict import accuracy_per_level
+from nestling.engine.runtime import Runtime
+from nestling.errors import DivergedError, Interrupted, StorageError
+from nestling.files import Appender
+from nestling.methods.recipe import Context, Stage
+from nestling.models.model import Model
+from nestling.models.weights import restore
+from nestling.objectives.terms import Objective
+from nestling.seeds import derive
+
+if TYPE_CHECKING:
+    from nestling.engine.fit import Engine
+
+LOG_EVERY = 10
+CHECKPOINT_MINUTES = 5.0
+CHECKPOINT_SHARE = 0.01
+"""An epoch's checkpoint is left out while writing them would take more than this share of the time."""
+
+
+@dataclass
+class Progress:
+    """Where in its stage a run stands; JSON, and part of every checkpoint."""
+
+    epoch: int = 0
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float | None = None
+    stale: int = 0
+    log: int = 0
+    """Offset in metrics.jsonl."""
+    running: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Sum of the training loss in this epoch, and the number of its steps."""
+
+
+class StepModule(nn.Module):
+    """Model and objective as one module, so that what is parallel wraps the loss too."""
+
+    def __init__(self, model: Model, objective: Objective, runtime: Runtime, until: str | None) -> None:
+        super().__init__()
+        self.model, self.objective, self.runtime, self.until = model, objective, runtime, until
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.runtime.autocast():
+            outputs = self.model(batch.inputs, until=self.until)
+        return self.objective(outputs, batch, progress)
+
+
+class StageRun:
+    """One stage on its way: what is trained, how far it is, and the best weights so far."""
+
+    def __init__(self, engine: Engine, number: int, stage: Stage, objective: Objective) -> None:
+        self.engine, self.number, self.stage, self.objective = engine, number, stage, objective
+        self.progress = Progress(log=engine.log_offset)
+        self.best: dict[str, Tensor] | None = None
+        self.decisions: list[tuple[str, object, str]] = []
+        self.context = Context(model=engine.model, objective=objective, train=engine.train, validation=engine.validation,
+                               predict=engine.predict, note=self.note)
+        self.trained = self.mark_trainable()
+        self.order = None
+        if stage.epochs:
+            self.rows = np.arange(len(stage.data)) if stage.rows is None else stage.rows
+            self.order = RowOrder(stage.data.finest_known()[self.rows], stage.batch_size, stage.balance, stage.steps_per_epoch,
+                                  derive(engine.seed, "order", number))
+            self.optimizer = build_optimizer(stage.optimizer, stage.lr, self.trained.values())
+            self.scaler = torch.amp.GradScaler(engine.runtime.device.type, enabled=engine.runtime.precision == "fp16")
+        self.checked = False
+        self.saved_at = time.monotonic()
+        self.save_seconds = 0.0
+
+    def note(self, name: str, value: object, reason: str) -> None:
+        self.decisions.append((name, value, reason))
+        self.engine.decide(name, value, reason)
+
+    def mark_trainable(self) -> dict[str, nn.Parameter]:
+        """Freeze all but what the stage declares, and return its parameters by name."""
+        self.engine.model.requires_grad_(False)
+        self.objective.requires_grad_(True)
+        for module in self.stage.trainable:
+            module.requires_grad_(True)
+        both = nn.ModuleDict({"model": self.engine.model, "objective": self.objective})
+        return {name: p for name, p in both.named_parameters() if p.requires_grad}
+
+    def set_modes(self) -> None:
+        """Training mode for what is trained; frozen norm layers and dropouts stay in evaluation mode."""
+        self.engine.model.eval()
+        self.objective.train()
+        for module in self.stage.trainable:
+            module.train()
+
+    def run(self) -> None:
+        """Train from the last checkpoint to the end of the stage, run its hook, and write its file."""
+        stage, state = self.stage, self.progress
+        resumed = self.resume()
+        state = self.progress
+        if self.engine.folder is not None and collective.rank() == 0:
+            self.engine.log = Appender(self.engine.folder.path / "metrics.jsonl", state.log)
+        try:
+            if self.order is not None:
+                total, done = stage.epochs * self.order.steps, state.epoch * self.order.steps + state.step
+                if resumed:
+                    self.engine.reporter.say(f"resumed stage {stage.name} epoch {state.epoch} step {state.step}")
+                trained = sum(p.numel() for p in self.trained.values())
+                self.engine.reporter.stage(stage.name, total, done, f"{len(self.rows)} rows, {trained:,} parameters, "
+                                           f"at most {stage.epochs} epochs of {self.order.steps} steps")
+                self.train_epochs()
+            self.finish()
+        finally:
+            self.engine.reporter.stage_ended()
+
+    def train_epochs(self) -> None:
+        stage, state = self.stage, self.progress
+        assert self.order is not None
+        module = self.engine.runtime.wrap(StepModule(self.engine.model, self.objective, self.engine.runtime, stage.until))
+        data = self.engine.device_data(stage.data)
+        while state.epoch < stage.epochs and not (stage.patience and state.stale >= stage.patience):
+            self.set_modes()
+            while state.step < self.order.steps:
+                self.step(module, data)
+                self.engine.reporter.step(state.epoch * self.order.steps + state.step)
+                if signal := collective.broadcast_object(interrupt.received()):
+                    self.save()
+                    raise Interrupted(signal, f"stopped by signal {signal} in stage {stage.name} epoch {state.epoch} step {state.step}; "
+                                      + ("saved: the same command goes on from here" if self.engine.checkpoints else "nothing is saved without out"))
+                if time.monotonic() - self.saved_at > 60 * CHECKPOINT_MINUTES:
+                    self.save()
+            self.end_epoch()
+            if time.monotonic() - self.saved_at > self.save_seconds / CHECKPOINT_SHARE:
+                self.save()
+
+    def step(self, module: nn.Module, data: DeviceData) -> None:
+        """One update. Raises DivergedError where the loss or a gradient is not finite."""
+        stage, state, order, engine = self.stage, self.progress, self.order, self.engine
+        assert order is not None
+        rows, draws = order.batch(state.epoch, state.step)
+        if collective.is_distributed():
+            part = slice(collective.rank(), None, collective.world_size())
+            rows, draws = rows[part], draws[part]
+        engine.runtime.seed(derive(engine.seed, "step", self.number, state.epoch, state.step, collective.rank()))
+        batch = data.batch(self.rows[rows], stage.augmentation, derive(engine.seed, "augment", self.number), draws)
+        if stage.perturb is not None:
+            batch = stage.perturb(engine.model, self.objective, batch)
+        progress = (state.epoch * order.steps + state.step) / (stage.epochs * order.steps)
+        lr = stage.lr * rate(stage.optimizer, progress, state.losses)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss, terms = module(batch, progress)
+        self.scaler.scale(loss).backward()
+        if not self.checked:
+            self.check_gradients()
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
+        value, finite = loss.item(), bool(torch.isfinite(norm))
+        if not torch.isfinite(loss) or not (finite or self.scaler.is_enabled()):
+            what = "loss" if finite else "gradient"
+            raise DivergedError(f"the {what} is not finite in stage {stage.name} epoch {state.epoch} step {state.step}, rows "
+                                f"{batch.index[:8].tolist()} …: lower optimizer.lr, or look at these rows; the last checkpoint is kept")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if stage.after_step is not None:
+            stage.after_step(self.context)
+        state.step += 1
+        state.running = [state.running[0] + value, state.running[1] + 1]
+        taken = state.epoch * order.steps + state.step
+        if engine.log is not None and (taken % LOG_EVERY == 1 or state.step == order.steps):
+            engine.log.append({"stage": stage.name, "epoch": state.epoch, "step": taken, "loss": value, "lr": lr,
+                               "terms": {name: term.item() for name, term in terms.items()}})
+
+    def check_gradients(self) -> None:
+        """After the first backward: what is declared trainable but has no gradient is a mistake in the recipe."""
+        self.checked = True
+        missing = [name for name, p in self.trained.items() if p.grad is None]
+        if missing:
+            raise ValueError(f"stage {self.stage.name} declares {missing[0]} trainable, but its objective gives it no gradient "
+                             f"({len(missing)} such parameters): leave it out of 'trainable', or use it in the objective")
+
+    def end_epoch(self) -> None:
+        """Score the epoch on validation rows, keep the best weights, and move on to the next."""
+        stage, state = self.stage, self.progress
+        record: dict[str, Any] = {"stage": stage.name, "epoch": state.epoch + 1, "loss": state.running[0] / max(state.running[1], 1)}
+        if stage.after_epoch is not None:
+            stage.after_epoch(self.context)
+            self.synchronise()
+        if stage.select is not None and len(self.engine.validation):
+            self.synchronise()
+            outputs, labels = self.engine.predict(self.engine.validation, stage.until)
+            answers = {k: p for k, p in self.engine.model.answers(outputs).combined.items() if k in stage.select.levels}
+            levels = self.engine.train.taxonomy.levels
+            score = collective.broadcast_object(stage.select.metric(answers, labels, levels))
+            if score != score or abs(score) == float("inf"):
+                raise DivergedError(f"the {stage.select.name} is not finite after stage {stage.name} epoch {state.epoch + 1}: lower optimizer.lr, "
+                                    "or label some validation rows; the last checkpoint is kept")
+            record |= {stage.select.name: score, "accuracy": accuracy_per_level(answers, labels, levels)}
+            loss = score if stage.select.mode == "min" else -score
+            state.losses.append(loss)
+            if state.best is None or loss < state.best:
+                state.best, state.stale = loss, 0
+                self.best = {name: tensor.clone() for name, tensor in self.weights().items()}
+            else:
+                state.stale += 1
+        state.history.append(record)
+        state.epoch, state.step, state.running = state.epoch + 1, 0, [0.0, 0.0]
+        assert self.order is not None
+        self.engine.reporter.epoch(stage.name, state.epoch, stage.epochs, state.epoch * self.order.steps,
+                                   stage.epochs * self.order.steps, {k: v for k, v in record.items() if k not in ("stage", "epoch")})
+
+    def weights(self) -> dict[str, Tensor]:
+        """Model and objective, detached but not copied."""
+        return {**collect("model", self.engine.model.state_dict()), **collect("objective", self.objective.state_dict())}
+
+    def synchronise(self) -> None:
+        """Give every process the buffers of rank 0; with their own batch-norm statistics they would decide differently."""
+        collective.broadcast_tensors([*self.engine.model.buffers(), *self.objective.buffers()])
+
+    def finish(self) -> None:
+        """Restore the best weights, run the hook on rank 0, broadcast, and write the stage's file."""
+        stage, engine = self.stage, self.engine
+        if self.best is not None:
+            restore(engine.model, pick("model", self.best), "the best epoch")
+            restore(self.objective, pick("objective", self.best), "the best epoch")
+        if stage.at_end is not None:
+            engine.model.eval()
+            if collective.rank() == 0:
+                stage.at_end(self.context)
+            collective.broadcast_tensors([*engine.model.state_dict().values(), *self.objective.state_dict().values()])
+        engine.history += self.progress.history
+        if engine.checkpoints is None or engine.log is None:
+            return
+        engine.log_offset = engine.log.flush(sync=True)
+        state = {"history": self.progress.history, "decisions": self.decisions, "log": engine.log_offset}
+        engine.checkpoints.finish(self.number, stage.name, Saved(self.weights(), state))
+
+    def save(self) -> None:
+        """Write a checkpoint of all that the next step depends on."""
+        engine, state = self.engine, self.progress
+        self.synchronise()
+        if engine.checkpoints is None or engine.log is None:
+            return
+        began = time.monotonic()
+        state.log = engine.log.flush(sync=True)
+        tensors = {**self.weights(), **collect("optimizer", optimizer_tensors(self.optimizer)), **collect("best", self.best or {})}
+        saved = Saved(tensors, {**vars(state), "stage": self.stage.name, "scaler": self.scaler.state_dict()})
+        engine.checkpoints.save(self.number, state.epoch, state.step, saved)
+        self.saved_at = time.monotonic()
+        self.save_seconds = self.saved_at - began
+
+    def resume(self) -> bool:
+        """Go on from the newest complete checkpoint of this stage, if there is one."""
+        engine = self.engine
+        if engine.checkpoints is None or self.order is None:
+            return False
+        saved, complaints = engine.checkpoints.latest(self.number)
+        for complaint in complaints:
+            engine.reporter.say(complaint)
+        if saved is None:
+            return False
+        state = copy.deepcopy(saved.state)
+        if state.pop("stage") != self.stage.name:
+            raise StorageError(f"the checkpoint in {engine.checkpoints.partial} is of another recipe: choose another --out")
+        self.scaler.load_state_dict(state.pop("scaler"))
+        self.progress = Progress(**state)
+        restore(engine.model, pick("model", saved.tensors), "the checkpoint")
+        restore(self.objective, pick("objective", saved.tensors), "the checkpoint's objective")
+        restore_optimizer(self.optimizer, pick("optimizer", saved.tensors))
+        self.best = {name: t.to(engine.runtime.device) for name, t in pick("best", saved.tensors).items()} or None
+        return True

@@ -1,0 +1,74 @@
+"""Every error that nestling raises on purpose, and the exit code that each one becomes.
+
+A message gives the value, what was expected, and the remedy, in one line:
+``unknown level 'mid': expected one of 'coarse', 'middle', 'fine'. Did you mean 'middle'?``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class NestlingError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class UsageError(NestlingError, ValueError):
+    """A setting that cannot be: unknown name, impossible value, missing extra or device."""
+
+    exit_code = 2
+
+
+class DataError(NestlingError, ValueError):
+    """Data or a taxonomy that cannot be used as it is."""
+
+    exit_code = 3
+
+
+class DivergedError(NestlingError, ArithmeticError):
+    """Training met a loss, gradient or metric that is not finite."""
+
+    exit_code = 4
+
+
+class StorageError(NestlingError, OSError):
+    """Files, disk or hub: missing, unreadable, damaged, full."""
+
+    exit_code = 5
+
+
+class BusyError(NestlingError):
+    """Another process holds the run folder."""
+
+    exit_code = 6
+
+
+class Interrupted(NestlingError):
+    """A signal asked the run to stop; what was trained so far is saved."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+def listed(names: Iterable[object], limit: int = 12) -> str:
+    """``'a', 'b', 'c'``; past ``limit`` names the rest is counted."""
+    names = [repr(str(name)) for name in names]
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def unknown(what: str, value: object, options: Iterable[object], error: type[NestlingError] = UsageError) -> NestlingError:
+    """The error for a name that is none of ``options``, with the nearest one suggested."""
+    options = [str(option) for option in options]
+    near = get_close_matches(str(value), options, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return error(f"unknown {what} {value!s:.200}: expected one of {listed(options)}.{hint}")
+
+
+def missing_extra(package: str, extra: str, need: str) -> UsageError:
+    """The error for an optional package that is not installed."""
+    return UsageError(f"{need} needs the package {package!r}: install it with pip install 'nestling[{extra}]'")

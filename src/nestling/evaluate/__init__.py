@@ -1,0 +1,1 @@
+"""From outputs and labels to decisions, numbers and comparisons."""

@@ -1,0 +1,92 @@
+"""A method against its baselines, on the same test rows and seeds: differences with paired intervals, and a verdict in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from nestling.data.dataset import LabelledData
+from nestling.evaluate.accuracy import paired_interval
+from nestling.evaluate.measure import CLEAN, Measurement
+
+
+def compare(ours: Sequence[Measurement], baselines: Mapping[str, Sequence[Measurement]], data: LabelledData) -> list[dict[str, Any]]:
+    """The ``comparisons`` of metrics.json, ours minus theirs: accuracy per level and condition, and the calibration gap.
+
+    The calibration gap is |confidence - accuracy| at the finest level, averaged over the distortions; lower is better.
+    Each method has one measurement per seed.
+    """
+    levels = list(ours[0].decisions[CLEAN].columns)
+    conditions = list(ours[0].decisions)
+    distorted = [c for c in conditions if c != CLEAN]
+    results = []
+    for name, theirs in baselines.items():
+        for condition in conditions:
+            for level in levels if condition == CLEAN else levels[-1:]:
+                a = np.stack([m.correct(data, level, condition) for m in ours])
+                b = np.stack([m.correct(data, level, condition) for m in theirs])
+                if not a.size:
+                    continue
+                difference, lo, hi = paired_interval(a, b)
+                results.append({"baseline": name, "level": level, "metric": "accuracy", "condition": condition,
+                                "difference": difference, "interval": [lo, hi]})
+        for label, chosen in (("clean", [CLEAN]), ("distorted", distorted)):
+            if chosen and ours[0].correct(data, levels[-1]).size:
+                difference, lo, hi = gap_interval(excess(ours, data, levels[-1], chosen), excess(theirs, data, levels[-1], chosen))
+                results.append({"baseline": name, "level": levels[-1], "metric": "calibration gap", "condition": label,
+                                "difference": difference, "interval": [lo, hi]})
+    return results
+
+
+def excess(measurements: Sequence[Measurement], data: LabelledData, level: str, conditions: Sequence[str]) -> np.ndarray:
+    """Confidence minus correctness, (conditions, seeds, rows)."""
+    return np.stack([[m.confidence(data, level, c) - m.correct(data, level, c) for m in measurements] for c in conditions])
+
+
+def gap(excess: np.ndarray) -> float:
+    """|mean confidence - accuracy|, averaged over conditions and seeds; ``excess`` is (conditions, seeds, rows)."""
+    return float(np.abs(excess.mean(2)).mean())
+
+
+def gap_interval(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Difference of two gaps and its interval, by a paired bootstrap over seeds (from three on) and rows.
+
+    ours, theirs: (conditions, seeds, rows).
+    """
+    conditions, seeds, rows = ours.shape
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float32) / rows
+    share = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds if seeds >= 3 else np.full((draws, seeds), 1 / seeds)
+
+    def gaps(values: np.ndarray) -> np.ndarray:
+        means = np.abs(counts @ values.reshape(-1, rows).T.astype(np.float32)).reshape(draws, conditions, seeds)
+        return (means.mean(1) * share).sum(1)
+
+    lo, hi = np.quantile(gaps(ours) - gaps(theirs), [(1 - level) / 2, (1 + level) / 2])
+    return gap(ours) - gap(theirs), float(lo), float(hi)
+
+
+def verdict(method: str, comparisons: Sequence[dict[str, Any]], finest: str, num_seeds: int) -> str:
+    """For each baseline by how much it is beaten, or not, in accuracy at the finest level, and in calibration."""
+    sentences = []
+    for name in dict.fromkeys(c["baseline"] for c in comparisons):
+        mine = [c for c in comparisons if c["baseline"] == name]
+        clean = next(c for c in mine if c["metric"] == "accuracy" and c["level"] == finest and c["condition"] == CLEAN)
+        sentence = f"{method} {_outcome(clean, 'beats', 'loses to', 'is not told apart from')} {name} in {finest} accuracy ({_points(clean)})"
+        for c in (c for c in mine if c["metric"] == "calibration gap" and c["condition"] == "distorted"):
+            sentence += f"; its calibration gap under distortion is {_outcome(c, 'larger', 'smaller', 'not told apart')} ({_points(c)})"
+        sentences.append(sentence + ".")
+    seeds = f"{num_seeds} seeds" if num_seeds > 1 else "1 seed, which says nothing of how seeds differ"
+    return " ".join(sentences) + f" Points are per cent; paired 95 % intervals over {'seeds and ' if num_seeds >= 3 else ''}test rows, {seeds}."
+
+
+def _outcome(comparison: dict[str, Any], above: str, below: str, neither: str) -> str:
+    lo, hi = comparison["interval"]
+    return above if lo > 0 else below if hi < 0 else neither
+
+
+def _points(comparison: dict[str, Any]) -> str:
+    lo, hi = comparison["interval"]
+    return f"{100 * comparison['difference']:+.1f} points [{100 * lo:+.1f}, {100 * hi:+.1f}]"

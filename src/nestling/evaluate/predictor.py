@@ -1,0 +1,104 @@
+"""``Predictor``: a trained model for paths, pictures and arrays as users have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nestling.data.images import decode
+from nestling.data.transforms import Preprocessing
+from nestling.engine.predict import concatenate
+from nestling.engine.runtime import Runtime
+from nestling.errors import DataError, UsageError
+from nestling.evaluate.decide import describe_paths
+from nestling.models.model import Answers, Model, Outputs
+from nestling.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Input = "str | Path | Image | np.ndarray | torch.Tensor"
+
+
+class Predictor:
+    """Final. Answers at the granularity that the model can vouch for. ``nestling.from_pretrained`` makes one."""
+
+    def __init__(self, model: Model, preprocessing: Preprocessing, device: str = "auto") -> None:
+        self.runtime = Runtime.choose(device, "fp32")
+        self.model = self.runtime.prepare(model).eval()
+        self.preprocessing = preprocessing
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """What the answers speak of."""
+        return self.model.taxonomy
+
+    def predict_proba(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> dict[str, np.ndarray]:
+        """Calibrated, combined probabilities per level, float32 (n, width); every row sums to 1.
+
+        ``inputs``: a sequence of paths, PIL images or uint8 arrays ((h, w), (h, w, 1) or (h, w, 3)), or one uint8 array
+        (n, h, w), (n, h, w, c), or tensor (n, c, h, w). Sizes other than the model's are cropped and resized.
+        Raises DataError naming the input that cannot be read.
+        """
+        return {level: p.cpu().numpy() for level, p in self.answers(inputs).combined.items()}
+
+    def predict(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
+        """For every input its path, the confidences along it, and the answer; as ``nestling predict --json``."""
+        images = self.images(inputs)
+        found = describe_paths(self._answers(images), self.taxonomy, self.model.flat)
+        return [{"input": name_of(item, row), **result} for row, (item, result) in enumerate(zip(inputs, found, strict=True))]
+
+    def embed(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> np.ndarray:
+        """The backbone's pooled features, float32 (n, d)."""
+        return self._outputs(self.images(inputs)).embedding.cpu().numpy()
+
+    def answers(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> Answers:
+        """Probabilities as tensors, with the heads' own and the rejection beside the combined ones."""
+        return self._answers(self.images(inputs))
+
+    def images(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> torch.Tensor:
+        """``inputs`` as uint8 (n, c, h, w) of the model's size and channels."""
+        size, channels = (self.preprocessing.height, self.preprocessing.width), self.preprocessing.channels
+        if isinstance(inputs, str | Path) or not hasattr(inputs, "__len__"):
+            raise UsageError(f"expected a sequence of inputs, got one {type(inputs).__name__}: put it in a list")
+        if isinstance(inputs, torch.Tensor):
+            if inputs.ndim != 4 or inputs.dtype != torch.uint8:
+                raise UsageError(f"expected a uint8 tensor (n, c, h, w), got {inputs.dtype} {tuple(inputs.shape)}")
+            if tuple(inputs.shape[1:]) == (channels, *size):
+                return inputs
+            inputs = inputs.permute(0, 2, 3, 1).cpu().numpy()
+        if len(inputs) == 0:
+            return torch.empty((0, channels, *size), dtype=torch.uint8)
+        return torch.from_numpy(np.stack([decode(_picture(item, row), size, channels, name_of(item, row))
+                                          for row, item in enumerate(inputs)]))
+
+    def _answers(self, images: torch.Tensor) -> Answers:
+        with torch.no_grad():
+            return self.model.answers(self._outputs(images))
+
+    @torch.no_grad()
+    def _outputs(self, images: torch.Tensor, batch_size: int = 1024) -> Outputs:
+        if len(images) == 0:
+            raise DataError("there is nothing to predict: give at least one input")
+        parts = []
+        for start in range(0, len(images), batch_size):
+            batch = self.preprocessing(images[start : start + batch_size].to(self.runtime.device))
+            parts.append(self.model(batch.contiguous(memory_format=torch.channels_last)))
+        return concatenate(parts)
+
+
+def _picture(item: Any, row: int) -> Any:
+    if not isinstance(item, np.ndarray):
+        return Path(item) if isinstance(item, str) else item
+    if item.dtype != np.uint8 or item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] not in (1, 3)):
+        raise DataError(f"input {row}: expected a uint8 array (h, w) or (h, w, 3), got {item.dtype} {item.shape}")
+    return item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item
+
+
+def name_of(item: Any, row: int) -> str:
+    """What an input is called in results and messages: its path, else its number."""
+    return str(item) if isinstance(item, str | Path) else f"input {row}"

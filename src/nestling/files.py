@@ -1,0 +1,257 @@
+"""The only ways in which nestling writes: whole files and folders atomically, logs by appending, one writer a run folder.
+
+A file written in place is unreadable after a kill in the middle; a temporary file in the *same* folder, flushed to
+disk and renamed, never is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from nestling.errors import BusyError, StorageError
+
+TEMPORARY = ".nestling-tmp-"
+
+
+def storage_error(action: str, path: Path | str, error: OSError) -> StorageError:
+    """One line for what the operating system refused, with what to do about it."""
+    remedy = {
+        errno.ENOSPC: "free some space and run the same command again",
+        errno.EDQUOT: "free some space and run the same command again",
+        errno.EFBIG: "raise the limit on file sizes and run the same command again",
+        errno.EACCES: "choose a folder that you may write to",
+        errno.EROFS: "choose a folder that you may write to",
+        errno.EPERM: "choose a folder that you may write to",
+        errno.ENOENT: "check the path",
+    }.get(error.errno or 0, "check the disk and the path")
+    return StorageError(f"cannot {action} {path}: {error.strerror or error}; {remedy}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
+    """A binary file that becomes ``path`` whole, at the end of the block, or not at all. Raises StorageError."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+        sync_folder(path.parent)
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """``text`` as UTF-8, atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """``value`` as indented JSON, atomically; a NaN is a bug of the caller and raises ValueError."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_folder(path: Path | str, contents: Mapping[str, bytes]) -> None:
+    """A folder of files that becomes ``path`` whole or not at all; an older one is replaced. Raises StorageError."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+        for name, data in contents.items():
+            with (temporary / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            # A folder cannot replace one that is not empty: the old one steps aside first.
+            old = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+            os.replace(path, old / "old")
+            os.replace(temporary, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(temporary, path)
+        temporary = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a killed process left in ``folder`` and below; only for who holds its lock."""
+    for leftover in folder.rglob(TEMPORARY + "*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class Appender:
+    """A text file that only grows, line by line; ``offset`` goes into the checkpoint, and a resume truncates to it."""
+
+    def __init__(self, path: Path | str, offset: int = 0) -> None:
+        self.path = Path(path)
+        self.lines: list[str] = []
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                size = file.tell()
+                if size < offset:
+                    raise StorageError(f"{self.path} is shorter ({size} bytes) than its checkpoint says ({offset}): it was cut "
+                                       "by another program; delete the run folder and train again")
+                file.truncate(offset)
+        except OSError as error:
+            raise storage_error("write", self.path, error) from error
+        self.offset = offset
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Remember one JSON line; it reaches the disk at the next ``flush``."""
+        self.lines.append(json.dumps(record, allow_nan=False) + "\n")
+
+    def flush(self, sync: bool = False) -> int:
+        """Write what is remembered (to the platter with ``sync``) and return the offset behind it."""
+        data = "".join(self.lines).encode()
+        try:
+            with self.path.open("ab") as file:
+                if data:
+                    file.write(data)
+                    file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, self.offset)
+            raise storage_error("write", self.path, error) from error
+        self.lines.clear()
+        self.offset += len(data)
+        return self.offset
+
+
+def read_lines(path: Path | str) -> list[dict[str, Any]]:
+    """The records of an appended file; a torn last line is left out."""
+    records = []
+    for line in Path(path).read_bytes().split(b"\n"):
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+class RunLock:
+    """Held by the one process that writes a run folder: ``with RunLock(folder): …``. Raises BusyError with the holder.
+
+    The lock is the kernel's (flock), so it goes with its holder, however that ends. A folder that this lock created and
+    that nothing else was written into is removed again, so that a command refused for bad settings leaves nothing.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / "run.lock"
+        self.descriptor: int | None = None
+        self.created: list[Path] = []
+
+    def __enter__(self) -> RunLock:
+        try:
+            self._acquire()
+        except OSError as error:
+            self._remove_created()
+            raise storage_error("write", self.folder, error) from error
+        _held.add(self)
+        remove_leftovers(self.folder)
+        return self
+
+    def _acquire(self) -> None:
+        while True:
+            missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.created = missing or self.created
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "another process"
+                os.close(descriptor)
+                raise BusyError(f"the run folder {self.folder} is held by {holder}: wait for it, or choose another --out") from None
+            # The holder before us may have removed its folder between our open and our flock.
+            with suppress(OSError):
+                if os.fstat(descriptor).st_ino == os.stat(self.path).st_ino:
+                    break
+            os.close(descriptor)
+        self.descriptor = descriptor
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv)[:200]})".encode(), 0)
+
+    def __exit__(self, *_: object) -> None:
+        if self.descriptor is None:
+            return
+        if self.created and [p.name for p in self.folder.iterdir()] == [self.path.name]:
+            self.path.unlink()
+            self._remove_created()
+        self.release()
+
+    def _remove_created(self) -> None:
+        with suppress(OSError):
+            for folder in self.created:
+                folder.rmdir()
+
+    def release(self) -> None:
+        """Close the lock's file; the kernel releases the lock."""
+        _held.discard(self)
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+
+_held: set[RunLock] = set()
+
+
+def _release_in_child() -> None:
+    # A forked worker that outlives a killed run would keep it locked.
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)

@@ -1,0 +1,18 @@
+"""The methods: each a recipe, whose ``stages`` is the paper's algorithm."""
+
+from nestling.errors import unknown
+from nestling.methods.baselines import EndToEnd as EndToEnd
+from nestling.methods.baselines import FlatMarginal as FlatMarginal
+from nestling.methods.nested import Nested as Nested
+from nestling.methods.recipe import Optimizer as Optimizer
+from nestling.methods.recipe import Recipe as Recipe
+from nestling.methods.recipe import Stage as Stage
+
+RECIPES: dict[str, type[Recipe]] = {recipe.method: recipe for recipe in (Nested, EndToEnd, FlatMarginal)}
+
+
+def recipe_class(method: str) -> type[Recipe]:
+    """The recipe of a method by its name on the command line. Raises UsageError for an unknown one."""
+    if method not in RECIPES:
+        raise unknown("method", method, RECIPES)
+    return RECIPES[method]

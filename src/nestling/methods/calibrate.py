@@ -1,0 +1,52 @@
+"""The calibration that every method ends with: temperatures on validation rows, and how epochs are chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nestling.data.dataset import LabelledData
+from nestling.methods.recipe import Context, Optimizer, Select, Stage
+from nestling.models.model import Model
+from nestling.objectives.calibration import fit_temperature
+from nestling.objectives.terms import CrossEntropy
+
+
+def negative_log_likelihood(probabilities: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...]) -> float:
+    """The mean over levels of the mean, over the rows known there, of -log of the true class's probability; in nats."""
+    losses = []
+    for level, p in probabilities.items():
+        target = labels[:, levels.index(level)]
+        known = target >= 0
+        if known.any():
+            losses.append(-p[known].gather(1, target[known, None]).clamp_min(1e-12).log().mean())
+    return float(torch.stack(losses).mean()) if losses else float("nan")
+
+
+def select_by_likelihood(levels: tuple[str, ...]) -> Select:
+    """Keep the epoch whose answers, over every level known, have the highest likelihood on the validation rows."""
+    return Select(negative_log_likelihood, "validation loss", "min", levels)
+
+
+def fit_temperatures(context: Context) -> None:
+    """Divide each head's logits by the temperature of the least validation loss (Guo et al.; papers' README, Temperature)."""
+    calibration = context.model.calibration
+    if context.validation is None or len(context.validation) == 0:
+        return
+    outputs, labels = context.predict(context.validation)
+    for head in calibration.heads:
+        target = labels[:, context.model.taxonomy.level_index(head)]
+        fit = fit_temperature(outputs.logits[head], target)
+        context.note(f"temperature of {head}", round(fit.temperature, 4), fit.reason)
+        rejection = 1.0
+        if head in calibration.rejection:
+            with_rejection = fit_temperature(calibration.rejection_logits(head, outputs.features[head]), target)
+            rejection = with_rejection.temperature
+            context.note(f"temperature of {head} with rejection", round(rejection, 4), with_rejection.reason)
+        calibration.set_temperatures(head, fit.temperature, rejection)
+
+
+def temperature_stage(model: Model, data: LabelledData, optimizer: Optimizer) -> Stage:
+    """A stage without training, whose hook fits the temperatures."""
+    return Stage(name="temperature", data=data, objective=CrossEntropy(model.outputs[-1]), trainable=[], optimizer=optimizer,
+                 lr=0.0, epochs=0, batch_size=1, at_end=fit_temperatures)

@@ -1,0 +1,114 @@
+"""Nested learning: *Nested Learning for Multi-Level Classification*, Achddou, Di Martino, Sapiro, ICASSP 2021.
+
+The network of Figure 1 is trained in cascade (Section 2.2): problem P_i trains everything that the levels 1..i are
+computed by, on the rows labelled at least to level i, then calibrated by a rejection class and a temperature. Beyond the
+paper, ``marginal`` and ``balance`` let the rows known only coarsely train the finer levels too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from nestling.data.dataset import LabelledData
+from nestling.data.transforms import Augmentation
+from nestling.errors import UsageError, unknown
+from nestling.methods.calibrate import select_by_likelihood, temperature_stage
+from nestling.methods.recipe import Optimizer, Recipe, Stage, check, of_stage
+from nestling.models.build import NetworkOptions
+from nestling.models.model import Model
+from nestling.models.nested import NestedModel
+from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Objective, RejectionCrossEntropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nested(Recipe):
+    """Coarse, middle and fine predictions from one network, trained in cascade on partly labelled data."""
+
+    method: ClassVar[str] = "nested"
+
+    epochs: int | tuple[int, ...] = (15, 15, 60)
+    """At most so many: one value, or one per level, coarse to fine (given three values, other depths use first and last)."""
+    reading: str = "at-least"
+    """Which rows train stage i: those known at least to level i, or whose finest known level is exactly i."""
+    marginal: bool = True
+    """Rows known only to a coarser level train the finer heads by their summed probability."""
+    calibration: str = "temperature"
+    """none, temperature, rejection (an extra class on synthetic bottlenecks), or both."""
+    skips: bool = True
+    """Finer levels see earlier maps of the backbone."""
+    rejection_epochs: int = 12
+    """Epochs of the rejection layers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reading not in ("exact", "at-least"):
+            raise unknown("reading", self.reading, ("exact", "at-least"))
+        if self.calibration not in ("none", "temperature", "rejection", "both"):
+            raise unknown("calibration", self.calibration, ("none", "temperature", "rejection", "both"))
+        if self.marginal and self.reading == "exact":
+            raise UsageError("marginal = true trains finer heads on coarser rows, which reading = 'exact' leaves out: "
+                             "set marginal = false, or reading = 'at-least'")
+        check("rejection_epochs", self.rejection_epochs, least=1)
+
+    def network(self) -> NetworkOptions:
+        return NetworkOptions(skips=self.skips, norm=self.norm)
+
+    def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
+        assert isinstance(model, NestedModel)
+        levels = data.taxonomy.levels
+        augmentation = Augmentation.parse(self.augmentation, model.config["input_shape"])
+        for i, level in enumerate(levels):
+            rows = self.rows(data, i)
+            if len(rows) == 0:
+                raise UsageError(f"no training row is labelled at level {level!r}, which nested learning trains: "
+                                 f"label some, raise --known {level}=…, or leave the level out with --levels")
+            yield Stage(
+                name=level, data=data, rows=rows, objective=self.objective(data, i), trainable=model.parts(level), until=level,
+                optimizer=self.optimizer, lr=of_stage("optimizer.lr", self.optimizer.lr, i, len(levels)),
+                epochs=of_level("epochs", self.epochs, i, len(levels)), steps_per_epoch=self.steps(data, i),
+                batch_size=self.batch_size, balance=self.balance, augmentation=augmentation,
+                select=select_by_likelihood(levels[: i + 1]), patience=self.patience,
+            )
+        if self.calibration in ("rejection", "both"):
+            heads = model.calibration.add_rejection()
+            model.config["rejection"] = True
+            terms = [RejectionCrossEntropy(level, model.calibration, ratio=10) for level in levels]
+            yield Stage(
+                name="rejection", data=data, objective=Objective([(1.0, term) for term in terms]), trainable=[heads],
+                optimizer=Optimizer(name="adam", lr=2.5e-3, schedule="constant", weight_decay=0.0), lr=2.5e-3,
+                epochs=self.rejection_epochs, batch_size=min(self.batch_size, 128),
+            )
+        if self.calibration in ("temperature", "both"):
+            yield temperature_stage(model, data, self.optimizer)
+
+    def rows(self, data: LabelledData, i: int) -> np.ndarray:
+        """D_i: the rows that train stage i. With ``marginal`` the coarser ones come along, weighted by ``balance``."""
+        finest = data.finest_known()
+        if self.marginal and (finest >= i).any():
+            return np.flatnonzero(finest >= 0)
+        return np.flatnonzero(finest == i if self.reading == "exact" else finest >= i)
+
+    def steps(self, data: LabelledData, i: int) -> int | None:
+        """Steps per epoch: a pass over the rows known at least to level i, which the coarser ones accompany."""
+        if self.steps_per_epoch is not None or not self.marginal:
+            return self.steps_per_epoch
+        return max(-(-int((data.finest_known() >= i).sum()) // self.batch_size), 1)
+
+    def objective(self, data: LabelledData, i: int) -> Objective:
+        """The sum over j <= i of alpha_j L(Y_j): alpha_j = n_coarse / n_j for the paper's loss, 1 for the marginal one."""
+        levels = data.taxonomy.levels[: i + 1]
+        if self.marginal:
+            return Objective([(1.0, MarginalCrossEntropy(level, data.taxonomy)) for level in levels])
+        known = (data.labels >= 0).sum(0)
+        return Objective([(float(known[0] / max(known[j], 1)), CrossEntropy(level)) for j, level in enumerate(levels)])
+
+
+def of_level(name: str, values: int | tuple[int, ...], i: int, num_levels: int) -> int:
+    """As ``of_stage``, but the default's three values (coarse, middle, finest) serve trees of any depth."""
+    if isinstance(values, tuple) and len(values) == 3 and num_levels != 3:
+        values = (values[0],) * (num_levels - 1) + (values[-1],)
+    return of_stage(name, values, i, num_levels)

@@ -1,0 +1,185 @@
+"""What a method is written in: a ``Recipe`` yields ``Stage`` after ``Stage``, and the engine trains them.
+
+``Recipe.stages`` is a generator: its body is the paper's algorithm. Between two yields it only builds, cheaply and
+deterministically; whatever is computed from weights or data happens in a stage's hook and is written into a buffer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from nestling.data.transforms import Augmentation
+from nestling.errors import UsageError, unknown
+from nestling.models.build import NetworkOptions
+from nestling.objectives.terms import Objective, Term
+
+if TYPE_CHECKING:
+    from nestling.data.batch import Batch
+    from nestling.data.dataset import LabelledData
+    from nestling.models.model import Model, Outputs
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULES = ("one-cycle", "cosine", "constant", "plateau")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How weights move."""
+
+    name: str = "adamw"
+    """adamw, adam or sgd."""
+    lr: float | tuple[float, ...] = 3e-3
+    """Learning rate at its highest: one value, or one per stage."""
+    weight_decay: float = 1e-4
+    """Decoupled for adamw, an L2 penalty for adam and sgd."""
+    momentum: float = 0.9
+    """Of sgd."""
+    schedule: str = "one-cycle"
+    """one-cycle, cosine, constant, or plateau (divides the rate after `patience` epochs without improvement)."""
+    factor: float = 5.0
+    """What plateau divides the rate by."""
+    patience: int = 5
+    """Epochs without improvement after which plateau divides."""
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise unknown("optimizer.name", self.name, OPTIMIZERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("optimizer.schedule", self.schedule, SCHEDULES)
+        check("optimizer.lr", self.lr, above=0)
+        check("optimizer.weight_decay", self.weight_decay, least=0)
+        check("optimizer.momentum", self.momentum, least=0, most=1)
+        check("optimizer.factor", self.factor, above=1)
+        check("optimizer.patience", self.patience, least=1)
+
+
+@dataclass(frozen=True)
+class Select:
+    """How a stage's epochs are compared: a pure function of calibrated probabilities and labels, on validation rows."""
+
+    metric: Callable[[dict[str, Tensor], Tensor, tuple[str, ...]], float]
+    """(probabilities per level, labels (n, levels), names of levels) to a number."""
+    name: str
+    mode: str = "min"
+    levels: tuple[str, ...] = ()
+    """The levels that count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a hook may see. Test rows are not among it."""
+
+    model: Model
+    objective: Objective
+    train: LabelledData
+    validation: LabelledData | None
+    predict: Callable[[LabelledData], tuple[Outputs, Tensor]]
+    """Rows to outputs of the model in evaluation mode, without augmentation, and their targets (n, levels)."""
+    note: Callable[[str, object, str], None]
+    """Records what was decided automatically: name, value, reason. Printed, and kept in the run's recipe.toml."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One optimisation problem: which rows, which weights, which objective, for how long."""
+
+    name: str
+    data: LabelledData
+    rows: np.ndarray | None = None
+    """Numbers of the rows of ``data`` that are trained on; all of them by default."""
+    objective: Objective | Term
+    trainable: Sequence[nn.Module]
+    """Everything else is frozen, its norm layers in evaluation mode."""
+    optimizer: Optimizer
+    lr: float
+    """The highest learning rate of this stage."""
+    epochs: int
+    batch_size: int
+    steps_per_epoch: int | None = None
+    """One pass over the rows by default."""
+    balance: str = "rows"
+    """levels: fixed shares of every batch by finest known level; rows: as they come."""
+    augmentation: Augmentation | None = None
+    until: str | None = None
+    """The last output that the objective needs; None for all of them."""
+    select: Select | None = None
+    """None keeps the last epoch."""
+    patience: int | None = None
+    """Stop after so many epochs without a better one."""
+    perturb: Callable[[nn.Module, Objective, Batch], Batch] | None = None
+    """Replaces the batch before the step: the second pass of example robustness."""
+    after_step: Callable[[Context], None] | None = None
+    after_epoch: Callable[[Context], None] | None = None
+    at_end: Callable[[Context], None] | None = None
+    """Runs once, on the restored best weights; what it writes into buffers is saved with the stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """Abstract. The hyper-parameters of a method and, in ``stages``, its algorithm."""
+
+    method: ClassVar[str]
+    """Its name on the command line."""
+
+    epochs: int | tuple[int, ...] = 60
+    """At most so many: one value, or one per stage."""
+    steps_per_epoch: int | None = None
+    """None: one pass over the stage's rows."""
+    batch_size: int = 256
+    """Rows per step, over all processes."""
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    """How weights move."""
+    norm: str = "batch"
+    """Normalisation in the network: batch or none."""
+    balance: str = "levels"
+    """levels: fixed shares of a batch by finest known level; rows: as they come."""
+    augmentation: str = "auto"
+    """auto (by the kind of image), none, affine, crop or crop-mirror."""
+    patience: int | None = 10
+    """Stop a stage after so many epochs without a better validation loss."""
+
+    def __post_init__(self) -> None:
+        check("epochs", self.epochs, least=1)
+        check("batch_size", self.batch_size, least=1)
+        check("steps_per_epoch", self.steps_per_epoch, least=1)
+        check("patience", self.patience, least=1)
+        for name, options in (("norm", ("batch", "none")), ("balance", ("levels", "rows"))):
+            if getattr(self, name) not in options:
+                raise unknown(name, getattr(self, name), options)
+        Augmentation.parse(self.augmentation, (1, 8, 8))
+
+    def network(self) -> NetworkOptions:
+        """What this method asks of its network."""
+        return NetworkOptions(norm=self.norm)
+
+    @abstractmethod
+    def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
+        """The algorithm. ``data`` are the training rows; validation rows reach hooks and ``select`` alone."""
+
+
+def of_stage(name: str, values: int | float | tuple, stage: int, num_stages: int):
+    """The value for stage number ``stage``: a single value serves all of them. Raises UsageError on another count."""
+    if not isinstance(values, tuple):
+        return values
+    if len(values) != num_stages:
+        raise UsageError(f"{name} has {len(values)} values for {num_stages} stages: give one value, or one per stage")
+    return values[stage]
+
+
+def check(name: str, value: object, *, above: float | None = None, least: float | None = None, most: float | None = None) -> None:
+    """Raise UsageError unless every number in ``value`` lies in the range; None passes."""
+    for number in value if isinstance(value, tuple) else (value,):
+        if number is None:
+            continue
+        wanted = " and ".join([f"above {above}"] * (above is not None) + [f"at least {least}"] * (least is not None)
+                              + [f"at most {most}"] * (most is not None))
+        good = isinstance(number, int | float) and ((above is None or number > above) and (least is None or number >= least)
+                                                    and (most is None or number <= most) and abs(number) < float("inf"))
+        if not good:
+            raise UsageError(f"{name} must be {wanted}, got {number!r}")

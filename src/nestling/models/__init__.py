@@ -1,0 +1,1 @@
+"""Backbones, the nested network, calibration; ``build.build_model`` makes them from names."""

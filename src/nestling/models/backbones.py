@@ -1,0 +1,105 @@
+"""Backbones by name. A backbone returns one feature map per stage, from the finest resolution to the coarsest.
+
+The stage protocol, which a backbone of one's own follows: ``backbone(images) -> list of maps`` and
+``backbone.channels: tuple[int, ...]``, the channels of each map.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from nestling.errors import UsageError, unknown
+from nestling.models.resnet import RESNETS, ResNet
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What a model asks of its backbone."""
+
+    channels: tuple[int, ...]
+
+    def __call__(self, images: Tensor) -> list[Tensor]: ...
+
+
+def conv_block(inputs: int, outputs: int, norm: str) -> nn.Sequential:
+    """3x3 convolution, batch norm (``norm`` 'batch' or 'none') and ReLU."""
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=norm == "none")]
+    if norm == "batch":
+        layers.append(nn.BatchNorm2d(outputs))
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+
+class ConvBackbone(nn.Module):
+    """Stages of 3x3 convolutions, with 2x2 max pooling between stages.
+
+    Parameters
+    ----------
+    channels: channels of the input images.
+    widths: for each stage the widths of its convolutions, e.g. ``[[8, 16], [32], [64]]``.
+    norm: 'batch' or 'none'.
+    """
+
+    def __init__(self, channels: int, widths: list[list[int]], norm: str = "batch") -> None:
+        super().__init__()
+        stages, previous = [], channels
+        for number, stage in enumerate(widths):
+            layers: list[nn.Module] = [nn.MaxPool2d(2)] if number else []
+            for width in stage:
+                layers.append(conv_block(previous, width, norm))
+                previous = width
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(stages)
+        self.channels = tuple(stage[-1] for stage in widths)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = []
+        for stage in self.stages:
+            images = stage(images)
+            maps.append(images)
+        return maps
+
+
+def auto_backbone(input_shape: tuple[int, int, int]) -> str:
+    """The name behind ``auto`` for images of ``(channels, height, width)``: small networks that train on two cores."""
+    channels, height, width = input_shape
+    side = min(height, width)
+    if side <= 16:
+        return "conv:8-16/32/64"
+    if channels == 1 and side <= 32:
+        return "conv:16/32-32/64-64"
+    return "conv:32/64/128-128" if side <= 64 else "resnet18"
+
+
+def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "batch") -> nn.Module:
+    """A backbone by name: ``conv:8-16/32/64`` (widths; ``/`` pools), ``resnet10``, ``resnet18``, ``resnet18-16`` (first width).
+
+    ``auto`` is resolved by ``auto_backbone`` before. Raises UsageError for an unknown name or images too small for it.
+    """
+    channels, height, width = input_shape
+    if name.startswith("conv:"):
+        try:
+            widths = [[int(w) for w in stage.split("-")] for stage in name.removeprefix("conv:").split("/")]
+        except ValueError:
+            widths = []
+        if not widths or min(map(min, widths)) < 1:
+            raise UsageError(f"cannot read the backbone {name!r}: expected widths like 'conv:8-16/32/64', where '/' halves the map")
+        smallest = 2 ** (len(widths) - 1)
+        if min(height, width) < smallest:
+            raise UsageError(f"the backbone {name!r} needs images of at least {smallest} pixels a side, got {height}x{width}: "
+                             "use fewer stages or a larger --image-size")
+        return ConvBackbone(channels, widths, norm)
+    match = re.fullmatch(r"(resnet\d+)(?:-(\d+))?", name)
+    if match is None or match[1] not in RESNETS:
+        raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS])
+    if norm != "batch":
+        raise UsageError(f"the backbone {name!r} has batch norm in every block: use norm = 'batch', or a 'conv:…' backbone")
+    return ResNet(channels, RESNETS[match[1]], width=int(match[2] or 64), small_images=min(height, width) <= 64)
+
+
+def num_parameters(module: nn.Module) -> int:
+    """How many numbers the module learns."""
+    return sum(math.prod(p.shape) for p in module.parameters())

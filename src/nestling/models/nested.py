@@ -1,0 +1,87 @@
+"""The network of Figure 1 of *Nested Learning for Multi-Level Classification* (Achddou et al. 2021), over any backbone.
+
+The coarsest level is read from the deepest, narrowest map. Every finer level upsamples the map of the level before,
+joins a skip from an earlier map of the backbone, and has its own low-dimensional bottleneck and linear head (Section
+2.1): without the skips X -> f_i -> f_{i+1} is a Markov chain, and a finer bottleneck cannot know more than a coarser one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nestling.models.backbones import conv_block
+from nestling.models.heads import Calibration
+from nestling.models.model import Model, Outputs
+from nestling.taxonomy import Taxonomy
+
+
+class NestedModel(Model):
+    """One network, one bottleneck and head per level.
+
+    Parameters
+    ----------
+    backbone: follows the stage protocol of ``models.backbones``.
+    taxonomy: its levels are the outputs, coarse to fine.
+    config: how to build this model again.
+    heads: the levels that have a head; by default all. The end-to-end twin and the flat baselines are this same
+        network with a head on the finest level alone.
+    skips: whether finer levels see earlier maps of the backbone.
+    norm: 'batch' or 'none', for the decoder's convolutions.
+    """
+
+    def __init__(self, backbone: nn.Module, taxonomy: Taxonomy, config: dict[str, Any], heads: tuple[str, ...] | None = None,
+                 skips: bool = True, norm: str = "batch") -> None:
+        super().__init__(taxonomy, config)
+        heads = heads or taxonomy.levels
+        channels: tuple[int, ...] = backbone.channels  # type: ignore[assignment]
+        self.backbone = backbone
+        self.skips = skips
+        width = max(channels[-1] // 2, 4)
+        self.decoder = nn.ModuleDict()
+        self.head = nn.ModuleDict()
+        self.source: dict[str, int] = {}
+        previous, sizes = channels[-1], {}
+        for number, level in enumerate(taxonomy.levels):
+            if number:
+                # With more levels than maps, the finest levels share the first map.
+                self.source[level] = max(len(channels) - 1 - number, 0)
+                joined = previous + (channels[self.source[level]] if skips else 0)
+                self.decoder[level] = conv_block(joined, width, norm)
+                previous = width
+            if level in heads:
+                self.head[level] = nn.Linear(previous, taxonomy.width(level))
+                sizes[level] = (previous, taxonomy.width(level))
+        self.calibration = Calibration(sizes)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The levels that have a head, coarse to fine."""
+        return tuple(self.head)
+
+    def parts(self, until: str) -> list[nn.Module]:
+        """The modules that the levels up to ``until`` are computed by: (theta_j, eta_j) for j = 1..i in P_i (Section 2.2)."""
+        levels = self.taxonomy.levels[: self.taxonomy.level_index(until) + 1]
+        return [self.backbone, *(self.decoder[level] for level in levels if level in self.decoder),
+                *(self.head[level] for level in levels if level in self.head)]
+
+    def forward(self, images: Tensor, until: str | None = None) -> Outputs:
+        maps = self.backbone(images)
+        current = maps[-1]
+        embedding = pooled = current.mean((2, 3))
+        logits, features = {}, {}
+        for level in self.taxonomy.levels:
+            if level in self.decoder:
+                skip = maps[self.source[level]]
+                current = F.interpolate(current, size=skip.shape[-2:], mode="nearest")
+                current = self.decoder[level](torch.cat([current, skip], 1) if self.skips else current)
+                pooled = current.mean((2, 3))
+            if level in self.head:
+                features[level] = pooled
+                logits[level] = self.head[level](pooled)
+            if level == until:
+                break
+        return Outputs(logits, features, embedding)

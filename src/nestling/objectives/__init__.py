@@ -1,0 +1,1 @@
+"""Formulas (``functional``), terms that use them, and the reducers that make a scalar of a term."""

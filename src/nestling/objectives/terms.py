@@ -1,0 +1,137 @@
+"""Terms of an objective, and the objective that is their weighted sum: ``a + 0.5 * b``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nestling.objectives import functional
+from nestling.objectives.calibration import uniform_on_positive_sphere
+from nestling.objectives.reducers import Mean, Reducer
+from nestling.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from nestling.data.batch import Batch
+    from nestling.models.heads import Calibration
+    from nestling.models.model import Outputs
+
+Weight = float | Callable[[float], float]
+"""A factor, or a function of the stage's progress in [0, 1]."""
+
+
+class Term(nn.Module, ABC):
+    """Abstract. ``term(outputs, batch) -> values (b,), weights (b,)``; the weight is 0 where a row lacks the label."""
+
+    def __init__(self, name: str, reducer: Reducer | None = None) -> None:
+        super().__init__()
+        self.name = name
+        self.reducer = reducer or Mean()
+
+    @abstractmethod
+    def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Values and weights per row."""
+
+    def __add__(self, other: Term | Objective) -> Objective:
+        return 1.0 * self + other
+
+    def __rmul__(self, weight: Weight) -> Objective:
+        return Objective([(weight, self)])
+
+
+class Objective(nn.Module):
+    """A weighted sum of terms. ``objective(outputs, batch, progress) -> scalar, {term: value}``."""
+
+    def __init__(self, weighted: list[tuple[Weight, Term]]) -> None:
+        super().__init__()
+        names = [term.name for _, term in weighted]
+        if len(set(names)) < len(names):
+            raise ValueError(f"the terms of an objective need different names, got {names}")
+        self.weights = [weight for weight, _ in weighted]
+        self.terms = nn.ModuleList(term for _, term in weighted)
+
+    def weighted(self) -> list[tuple[Weight, Term]]:
+        """The terms with their factors."""
+        return list(zip(self.weights, self.terms, strict=True))  # type: ignore[arg-type]
+
+    def __add__(self, other: Term | Objective) -> Objective:
+        return Objective(self.weighted() + (other if isinstance(other, Objective) else 1.0 * other).weighted())
+
+    def __rmul__(self, factor: float) -> Objective:
+        return Objective([(_scaled(weight, factor), term) for weight, term in self.weighted()])
+
+    def forward(self, outputs: Outputs, batch: Batch, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        total, values = batch.inputs.new_zeros((), dtype=torch.float32), {}
+        for weight, term in self.weighted():
+            factor = weight(progress) if callable(weight) else weight
+            if factor == 0:
+                continue
+            value = term.reducer(*term(outputs, batch), batch)
+            values[term.name] = value.detach()
+            total = total + factor * value
+        return total, values
+
+
+def _scaled(weight: Weight, factor: float) -> Weight:
+    return (lambda progress: factor * weight(progress)) if callable(weight) else factor * weight
+
+
+class CrossEntropy(Term):
+    """Categorical cross-entropy of one output, over the rows labelled at its level: L_n of P_i (nested learning, Section 2.2)."""
+
+    def __init__(self, output: str, level: str | None = None, reducer: Reducer | None = None) -> None:
+        super().__init__(output, reducer)
+        self.level = level or output
+
+    def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch.at(self.level)
+        return functional.level_cross_entropy(outputs.logits[self.name].float(), labels), (labels >= 0).float()
+
+
+class MarginalCrossEntropy(Term):
+    """Cross-entropy of one output, where a row known only at a coarser level counts by its summed probability there."""
+
+    def __init__(self, output: str, taxonomy: Taxonomy, reducer: Reducer | None = None) -> None:
+        super().__init__(output, reducer)
+        self.taxonomy = taxonomy
+        self.depth = taxonomy.level_index(output) + 1
+
+    def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        values = functional.marginal_cross_entropy(outputs.logits[self.name].float(), batch.labels, self.taxonomy, level=self.name)
+        return values, (batch.labels[:, : self.depth] >= 0).any(1).float()
+
+
+class RejectionCrossEntropy(Term):
+    """Trains the rejection layer of one head (nested learning, Section 2.2, Calibration).
+
+    Every labelled row is joined by ``ratio`` synthetic bottlenecks of class "rejected", uniform in [0, 1]^d and
+    L2-normalised; a row's value is the mean cross-entropy over itself and its synthetic companions.
+
+    Parameters
+    ----------
+    head: the output whose rejection layer is trained.
+    calibration: the model's; not held, so that its weights are not saved with the objective.
+    ratio: synthetic rows for each real one; at most ten is our default, where the authors draw 50,000 to 80,000 in all.
+    """
+
+    def __init__(self, head: str, calibration: Calibration, ratio: int, reducer: Reducer | None = None) -> None:
+        super().__init__(f"rejection-{head}", reducer)
+        self.head = head
+        self.ratio = ratio
+        object.__setattr__(self, "calibration", calibration)
+        self.calibration: Calibration
+
+    def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        labels = batch.at(self.head)
+        known = labels >= 0
+        features = outputs.features[self.head]
+        logits = self.calibration.rejection_logits(self.head, features)
+        real = F.cross_entropy(logits, labels.clamp_min(0), reduction="none")
+        synthetic = uniform_on_positive_sphere(len(labels) * self.ratio, features.shape[1]).to(features.device)
+        rejected = torch.full((len(synthetic),), logits.shape[1] - 1, device=features.device)
+        synthetic_loss = F.cross_entropy(self.calibration.rejection_logits(self.head, synthetic), rejected, reduction="none")
+        return (real + synthetic_loss.view(len(labels), -1).sum(1)) / (1 + self.ratio), known.float()
