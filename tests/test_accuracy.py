@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -156,14 +155,10 @@ def test_seeds_are_drawn_from_three_on() -> None:
     assert difference == pytest.approx(1 / 3) and (lo, hi) == pytest.approx((0, 1))
 
 
-def test_interval_is_the_same_again_and_fast() -> None:
+def test_interval_is_the_same_again() -> None:
     generator = np.random.default_rng(0)
     for ours, theirs in (generator.random((2, 3, 10_000)), generator.random((2, 3, 10_000)) > 0.5):
-        start = time.process_time()
-        first = paired_interval(ours, theirs)
-        seconds = time.process_time() - start
-        assert first == paired_interval(ours, theirs)
-        assert seconds < 1.5  # 0.3 s on an idle machine
+        assert paired_interval(ours, theirs) == paired_interval(ours, theirs)
 
 
 def test_interval_refuses_what_it_cannot_use() -> None:

@@ -37,10 +37,12 @@ ALLOWED: dict[str, set[str]] = {
     "functional": CORE | {"evaluate"},
     "report": FITTED,
     "bundle": FITTED | {"report"},
+    "provenance": set(),
+    "commands": FITTED | {"methods", "report", "bundle", "provenance"},
 }
 """What each part of the package may import, beside itself: a name stands for the module and all below it."""
 
-FOR_ANNOTATIONS: dict[str, set[str]] = {"objectives": {"models"}}
+FOR_ANNOTATIONS: dict[str, set[str]] = {"objectives": {"models"}, "commands": {"cli"}}
 """What a part may name, under ``if TYPE_CHECKING``, though it does not import it."""
 
 WHEN_CALLED: dict[str, set[str]] = {

@@ -31,7 +31,10 @@ _HOME = {
     "build_model": "nestling.models.build", "fit": "nestling.engine.fit", "from_pretrained": "nestling.bundle",
 }  # fmt: skip
 _MODULES = ("errors", "functional", "methods")
-__all__ = [*_HOME, *_MODULES, "__version__"]
+__all__ = [
+    "LabelledData", "Taxonomy", "__version__", "build_model", "errors", "fit", "from_pretrained", "functional", "load_data",
+    "methods",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

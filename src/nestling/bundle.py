@@ -35,22 +35,39 @@ class Bundle:
     config: dict[str, Any]
 
 
-def save_bundle(path: Path | str, model: Model, preprocessing: Preprocessing, card: str | None = None, **about: Any) -> None:
+def save_bundle(
+    path: Path | str, model: Model, preprocessing: Preprocessing, card: str | None = None, **about: Any
+) -> None:
     """Write the bundle folder ``path``, whole or not at all.
 
     ``card`` is the README.md; ``about`` goes into config.json (source, seed, …) and must be JSON.
     """
-    config = {"format": FORMAT, "nestling": __version__, "model": model.config, "preprocessing": preprocessing.to_dict(), **about}
+    config = {
+        "format": FORMAT,
+        "nestling": __version__,
+        "model": model.config,
+        "preprocessing": preprocessing.to_dict(),
+        **about,
+    }
     if card is None:
         from nestling.report.card import render_card
 
-        card = render_card(name=Path(path).resolve().parent.name, taxonomy=model.taxonomy, metrics={}, settings=[], source=str(about.get("source", "")))
-    write_folder(path, {
-        "model.safetensors": save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}),
-        "config.json": json.dumps(config, indent=1, allow_nan=False).encode(),
-        "taxonomy.json": json.dumps(model.taxonomy.to_dict(), indent=1, ensure_ascii=False).encode(),
-        "README.md": card.encode(),
-    })
+        card = render_card(
+            name=Path(path).resolve().parent.name,
+            taxonomy=model.taxonomy,
+            metrics={},
+            settings=[],
+            source=str(about.get("source", "")),
+        )
+    write_folder(
+        path,
+        {
+            "model.safetensors": save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}),
+            "config.json": json.dumps(config, indent=1, allow_nan=False).encode(),
+            "taxonomy.json": json.dumps(model.taxonomy.to_dict(), indent=1, ensure_ascii=False).encode(),
+            "README.md": card.encode(),
+        },
+    )
 
 
 def find_bundle(path: Path | str) -> Path:
@@ -62,8 +79,12 @@ def find_bundle(path: Path | str) -> Path:
     if not path.exists():
         raise UsageError(f"there is no run {path}: give the folder that nestling train or demo printed")
     if (path / "recipe.toml").exists():
-        raise UsageError(f"the run {path} is not finished: run the same training command again, it goes on where it stopped")
-    raise UsageError(f"{path} is neither a run nor a bundle ({', '.join(FILES)} are missing): give the folder that nestling train or demo printed")
+        raise UsageError(
+            f"the run {path} is not finished: run the same training command again, it goes on where it stopped"
+        )
+    raise UsageError(
+        f"{path} is neither a run nor a bundle ({', '.join(FILES)} are missing): give the folder that nestling train or demo printed"
+    )
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -79,14 +100,25 @@ def load_bundle(path: Path | str) -> Bundle:
         if not isinstance(config, dict) or not isinstance(config.get("format"), int):
             raise StorageError(f"{folder / 'config.json'} is not a bundle's configuration")
         if config["format"] > FORMAT:
-            raise StorageError(f"{folder} has format {config['format']}, newer than this nestling reads ({FORMAT}): update nestling")
+            raise StorageError(
+                f"{folder} has format {config['format']}, newer than this nestling reads ({FORMAT}): update nestling"
+            )
         taxonomy = Taxonomy.from_dict(json.loads(contents["taxonomy.json"]))
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
         model = rebuild(taxonomy, config["model"])
         restore(model, load(contents["model.safetensors"]), str(folder / "model.safetensors"))
     except StorageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError, DataError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        SafetensorError,
+        DataError,
+    ) as error:
         kind = "" if isinstance(error, NestlingError) else f"{type(error).__name__}: "
         raise StorageError(f"the bundle {folder} is damaged ({kind}{error}): save it again, or train again") from error
     return Bundle(model.eval(), preprocessing, config)

@@ -143,8 +143,7 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         # The reader of our output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        os._exit(0)
     except OSError as error:
         print(f"nestling: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 5

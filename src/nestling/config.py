@@ -70,7 +70,9 @@ def apply(settings: T, changes: Mapping[str, Any], prefix: str = "") -> T:
         current = getattr(settings, name)
         if is_dataclass(current):
             if not isinstance(value, Mapping):
-                raise UsageError(f"{prefix + name} is a group of fields: set for example {prefix + name}.{fields(current)[0].name}=…")
+                raise UsageError(
+                    f"{prefix + name} is a group of fields: set for example {prefix + name}.{fields(current)[0].name}=…"
+                )
             new[name] = apply(current, value, f"{prefix}{name}.")
         else:
             new[name] = convert(prefix + name, value, types_of[name])
@@ -101,7 +103,9 @@ def describe(kind: Any) -> str:
         return " or ".join(describe(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return f"a list of {describe(typing.get_args(kind)[0])}s".replace("list of a ", "list of ")
-    return {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}.get(kind, str(kind))
+    return {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}.get(
+        kind, str(kind)
+    )
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -135,8 +139,11 @@ def _field_docstrings(kind: type) -> dict[str, str]:
     return {
         node.target.id: inspect.cleandoc(doc.value.value)
         for node, doc in zip(body, body[1:], strict=False)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(doc, ast.Expr)
+        and isinstance(doc.value, ast.Constant)
+        and isinstance(doc.value.value, str)
     }
 
 

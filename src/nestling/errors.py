@@ -61,7 +61,9 @@ def listed(names: Iterable[object], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def unknown(what: str, value: object, options: Iterable[object], error: type[NestlingError] = UsageError) -> NestlingError:
+def unknown(
+    what: str, value: object, options: Iterable[object], error: type[NestlingError] = UsageError
+) -> NestlingError:
     """The error for a name that is none of ``options``, with the nearest one suggested."""
     options = [str(option) for option in options]
     near = get_close_matches(str(value), options, n=1)

@@ -74,10 +74,15 @@ def atomic_write(path: Path | str) -> Iterator[IO[bytes]]:
                 temporary.unlink()
 
 
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """``data``, atomically."""
+    with atomic_write(path) as file:
+        file.write(data)
+
+
 def write_text(path: Path | str, text: str) -> None:
     """``text`` as UTF-8, atomically."""
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -141,8 +146,10 @@ class Appender:
             with self.path.open("ab") as file:
                 size = file.tell()
                 if size < offset:
-                    raise StorageError(f"{self.path} is shorter ({size} bytes) than its checkpoint says ({offset}): it was cut "
-                                       "by another program; delete the run folder and train again")
+                    raise StorageError(
+                        f"{self.path} is shorter ({size} bytes) than its checkpoint says ({offset}): it was cut "
+                        "by another program; delete the run folder and train again"
+                    )
                 file.truncate(offset)
         except OSError as error:
             raise storage_error("write", self.path, error) from error
@@ -214,7 +221,9 @@ class RunLock:
             except BlockingIOError:
                 holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "another process"
                 os.close(descriptor)
-                raise BusyError(f"the run folder {self.folder} is held by {holder}: wait for it, or choose another --out") from None
+                raise BusyError(
+                    f"the run folder {self.folder} is held by {holder}: wait for it, or choose another --out"
+                ) from None
             # The holder before us may have removed its folder between our open and our flock.
             with suppress(OSError):
                 if os.fstat(descriptor).st_ino == os.stat(self.path).st_ino:
@@ -222,7 +231,9 @@ class RunLock:
             os.close(descriptor)
         self.descriptor = descriptor
         os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv)[:200]})".encode(), 0)
+        os.pwrite(
+            descriptor, f"process {os.getpid()} on {socket.gethostname()} ({' '.join(sys.argv)[:200]})".encode(), 0
+        )
 
     def __exit__(self, *_: object) -> None:
         if self.descriptor is None:

@@ -1,4 +1,4 @@
-"""Source to finished run: load, train (with baselines if asked), evaluate, write figures, bundle and report.
+"""Source to finished run: load, train (with baselines if asked), and finish.
 
 Each step reads back what an earlier, interrupted call of the same command finished.
 """
@@ -7,60 +7,188 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nestling.bundle import save_bundle
+from nestling.commands.finish import FINISHED, Finish, default_distortions, finish
 from nestling.commands.train import say
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import has_split, load_data
 from nestling.engine.fit import Run, cut_rows, fit
-from nestling.engine.plan import num_steps
+from nestling.engine.plan import plan
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
-from nestling.errors import DataError, UsageError
-from nestling.evaluate.compare import compare, verdict
-from nestling.evaluate.measure import Measurement, measure, outputs_of
-from nestling.files import write_bytes, write_json, write_text
+from nestling.errors import UsageError
+from nestling.files import write_bytes
 from nestling.methods import recipe_class
 from nestling.methods.baselines import EndToEnd, FlatMarginal
 from nestling.methods.recipe import Recipe
-from nestling.provenance import provenance
-from nestling.report import render, render_card
-from nestling.report.gather import gather
-from nestling.taxonomy import Taxonomy
+from nestling.models.build import build_model
 
 RATES = (1e-3, 3e-3, 1e-2)
 """The learning rates that every method chooses from on validation rows, with --baselines."""
-FINISHED = "report.html"
-"""Written last: a run folder that holds it is finished."""
 
 
 class Pipeline:
     """``train``'s work on one run folder, whose lock is held."""
 
-    def __init__(self, folder: RunFolder, options: Mapping[str, Any], fields: Mapping[str, Any], data_dir: str | None,
-                 device: str, precision: str) -> None:
-        self.folder, self.options, self.device, self.precision = folder, dict(options), device, precision
+    def __init__(
+        self,
+        folder: RunFolder,
+        options: Mapping[str, Any],
+        fields: Mapping[str, Any],
+        data_dir: str | None,
+        device: str,
+        precision: str,
+    ) -> None:
+        self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
         self.rate_given = "lr" in fields.get("optimizer", {})
-        given = {k: v for k, v in self.options.items() if v != {}} | to_dict(self.recipe)
-        if precision != "auto":
-            given["precision"] = precision
-        self.begun = folder.open(given)
-        self.data_dir = data_dir
+        self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
+        given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
+        self.begun = folder.open(given | ({} if precision == "auto" else {"precision": precision}))
+        self.precision = folder.kept("precision") or precision
+        Runtime.choose(device, precision)
 
     def run(self) -> None:
         """Do what is left to do."""
         if self.begun and (self.folder.path / FINISHED).exists():
-            say(f"{self.folder.path} is finished; nestling show {self.folder.path} prints it")
+            say(f"{self.folder.path} is finished: nestling show {self.folder.path} prints it")
             return
         began = time.monotonic()
-        data, validation = self.load("train"), self.validation()
-        Runtime.choose(self.device, self.precision)
-        runs, measurements, test = {}, {}, None
-        run = self.fit(self.recipe, data, validation, None)
-        if not self.options.get("baselines"):
-            runs[self.recipe.method] = run
-        del run
+        train = self.load("train")
+        if self.options.get("known"):
+            train = train.keep(self.options["known"], self.seed)
+        for note in train.notes:
+            say(note)
+        validation = (
+            self.load("validation", like=train) if has_split(self.source, "validation", self.data_dir) else None
+        )
+        test = self.load("test", like=train)
+        runs = (
+            self.with_baselines(train, validation)
+            if self.options.get("baselines")
+            else {self.recipe.method: self.fit(self.recipe, train, validation, self.folder)}
+        )
+        about = {name: self.options[name] for name in ("known", "levels", "image_size") if self.options.get(name)}
+        end = Finish(
+            folder=self.folder,
+            method=self.recipe.method,
+            runs={name: [run] for name, run in runs.items()},
+            seeds=[self.seed],
+            test=test,
+            source=str(self.source),
+            device=self.device,
+            about=about,
+            notes=train.notes,
+            seconds=time.monotonic() - began,
+        )
+        metrics = finish(
+            end,
+            default_distortions(
+                min(runs[self.recipe.method].preprocessing.height, runs[self.recipe.method].preprocessing.width)
+            ),
+        )
+        for level in metrics["levels"]:
+            say(describe(level))
+        if "verdict" in metrics:
+            say(metrics["verdict"])
+
+    def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
+        """A split of the source; ``like`` the training rows in taxonomy, size and channels."""
+        size, channels = self.options.get("image_size"), None
+        if like is not None:
+            channels, height, width = like.image_shape
+            size = (height, width)
+        taxonomy = self.options.get("taxonomy") if like is None else like.taxonomy
+        return load_data(
+            self.source,
+            split,
+            self.data_dir,
+            taxonomy,
+            self.options.get("levels"),
+            image_size=size,
+            channels=channels,
+            qualify_names=self.options.get("qualify_names", False),
+            on_bad_image=self.options.get("on_bad_image", "error"),
+            seed=self.seed,
+        )
+
+    def fit(self, recipe: Recipe, train: LabelledData, validation: LabelledData | None, out: RunFolder | Path) -> Run:
+        """Train, or go on, in ``out``."""
+        return fit(
+            recipe,
+            train,
+            None,
+            out,
+            self.seed,
+            self.device,
+            self.precision,
+            validation=validation,
+            backbone=self.backbone,
+        )
+
+    def with_baselines(self, train: LabelledData, validation: LabelledData | None) -> dict[str, Run]:
+        """Every method at the learning rate that its own validation rows choose from one grid, all with as many steps."""
+        recipes: dict[str, Recipe] = {self.recipe.method: self.recipe}
+        rows, _ = cut_rows(train, validation, self.seed)
+        model = build_model(train.taxonomy, train.image_shape, self.backbone, self.recipe.method, self.recipe.network())
+        recipes |= {
+            kind.method: twin(kind, self.recipe, plan(self.recipe, model, rows))
+            for kind in (EndToEnd, FlatMarginal)
+            if kind.method != self.recipe.method
+        }
+        if not self.folder.begun:
+            self.folder.begin()
+        chosen = {}
+        for method, recipe in recipes.items():
+            rates = [recipe.optimizer.lr] if self.rate_given else RATES
+            candidates = {}
+            for rate in rates:
+                say(f"--- {method}, learning rate {rate}")
+                candidate = replace(recipe, optimizer=replace(recipe.optimizer, lr=rate))
+                candidates[rate] = self.fit(
+                    candidate, train, validation, self.folder.path / "methods" / f"{method}-{rate}"
+                )
+            best = min(candidates, key=lambda rate: candidates[rate].metrics.get("validation loss", 0.0))
+            losses = ", ".join(
+                f"{rate}: {run.metrics.get('validation loss', float('nan')):.4f}" for rate, run in candidates.items()
+            )
+            self.folder.derive(
+                f"learning rate of {method}",
+                str(best),
+                "as given" if self.rate_given else f"the least validation loss ({losses})",
+            )
+            chosen[method] = candidates[best]
+        steps = chosen[self.recipe.method].path / "metrics.jsonl"  # type: ignore[operator]
+        write_bytes(self.folder.path / "metrics.jsonl", steps.read_bytes())
+        return chosen
+
+
+def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: list) -> Recipe:
+    """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``."""
+    trained = [stage for stage in stages if stage.chosen]
+    epochs = sum(stage.epochs for stage in trained)
+    steps = sum(stage.steps for stage in trained)
+    return kind(
+        epochs=epochs,
+        steps_per_epoch=-(-steps // epochs),
+        batch_size=recipe.batch_size,
+        optimizer=recipe.optimizer,
+        norm=recipe.norm,
+        balance="levels",
+        augmentation=recipe.augmentation,
+        patience=recipe.patience,
+    )
+
+
+def describe(level: Mapping[str, Any]) -> str:
+    """One level's figures in a line."""
+    if not level["n"]:
+        return f"{level['name']}: no labelled test row"
+    return (
+        f"{level['name']}: accuracy {100 * level['accuracy']:.1f} %, confidence {100 * level['confidence']:.1f} %, "
+        f"expected calibration error {100 * level['ece']:.1f} %, {level['n']} rows"
+    )

@@ -16,7 +16,19 @@ from nestling.errors import UsageError
 if TYPE_CHECKING:
     from nestling.cli import Train
 
-OPTIONS = ("source", "method", "seed", "known", "backbone", "image_size", "levels", "taxonomy", "qualify_names", "on_bad_image", "baselines")
+OPTIONS = (
+    "source",
+    "method",
+    "seed",
+    "known",
+    "backbone",
+    "image_size",
+    "levels",
+    "taxonomy",
+    "qualify_names",
+    "on_bad_image",
+    "baselines",
+)
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may stand in a configuration."""
 
 
@@ -29,7 +41,9 @@ def train(command: Train) -> int:
     with RunFolder(out) as folder:
         from nestling.commands.pipeline import Pipeline
 
-        pipeline = Pipeline(folder, options, fields, data_dir=command.data_dir, device=command.device, precision=command.precision)
+        pipeline = Pipeline(
+            folder, options, fields, data_dir=command.data_dir, device=command.device, precision=command.precision
+        )
         pipeline.run()
     print(out)
     return 0
@@ -46,7 +60,9 @@ def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
     defaults = {"qualify_names": False, "on_bad_image": "error", "baselines": False}
     options |= {name: value for name, value in given.items() if value is not None and value != defaults.get(name)}
     if not options.get("source"):
-        raise UsageError("train needs a SOURCE: a catalogue name such as digits, a folder tree, a CSV or Parquet file, or hf:owner/name")
+        raise UsageError(
+            "train needs a SOURCE: a catalogue name such as digits, a folder tree, a CSV or Parquet file, or hf:owner/name"
+        )
     if isinstance(options["known"], str):
         options["known"] = parse_known(options["known"])
     if not isinstance(options["seed"], int) or options["seed"] < 0:
@@ -64,7 +80,9 @@ def parse_known(text: str) -> dict[str, float]:
         except ValueError:
             equals = ""
         if not equals or not level.strip():
-            raise UsageError(f"cannot read --known {text!r}: expected level=fraction, such as coarse=1.0,middle=0.4,fine=0.1")
+            raise UsageError(
+                f"cannot read --known {text!r}: expected level=fraction, such as coarse=1.0,middle=0.4,fine=0.1"
+            )
     return known
 
 

@@ -30,7 +30,7 @@ class LabelledData:
     taxonomy: Taxonomy
     index: np.ndarray = field(default=None)  # type: ignore[assignment]
     """int64 (n,): the row's number in the split as it was loaded; a subset keeps it. By default 0 … n-1."""
-    items: Sequence[str] = field(default=None)  # type: ignore[assignment]
+    items: tuple[str, ...] = field(default=None)  # type: ignore[assignment]
     """A name for every row, used in messages: a file, or ``mnist/train row 17``."""
     groups: np.ndarray | None = None
     """int64 (n,) or None: rows of one group never fall into different splits."""
@@ -104,6 +104,22 @@ class LabelledData:
             groups=None if self.groups is None else self.groups[rows],
         )
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images. Raises ``DataError`` for texts."""
+        if isinstance(self.inputs, list):
+            raise DataError(f"{self.name!r} holds texts, and this version learns from images: give a source of images")
+        channels, height, width = self.inputs.shape[1:]
+        return channels, height, width
+
+    def images(self, rows: np.ndarray) -> torch.Tensor:
+        """uint8 (b, c, h, w): the images of the given rows, decoded where they are not yet. Raises as ``image_shape``."""
+        if isinstance(self.inputs, torch.Tensor):
+            return self.inputs[torch.from_numpy(rows).to(self.inputs.device)]
+        if isinstance(self.inputs, LazyImages):
+            return self.inputs.take(rows)
+        raise DataError(f"{self.name!r} holds texts, not images")
+
     def finest_known(self) -> np.ndarray:
         """int64 (n,): the number of each row's finest labelled level, -1 without a label.
 
@@ -161,9 +177,7 @@ class LabelledData:
         return shares
 
 
-def _allocate(
-    sizes: np.ndarray, share: float, floor: np.ndarray, classes: np.ndarray, tie: np.ndarray
-) -> np.ndarray:
+def _allocate(sizes: np.ndarray, share: float, floor: np.ndarray, classes: np.ndarray, tie: np.ndarray) -> np.ndarray:
     """How many rows of each stratum stay known at a level: ``share`` of all rows, by largest remainder.
 
     sizes, floor (what the finer level keeps already), classes (at this level, -1 = none), tie: (strata,) each.

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = frozenset(
-    ".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split()
-)
+SUFFIXES = frozenset(".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 << 20
 
@@ -114,8 +112,9 @@ def read_header(raw: Raw | Image.Image, item: str) -> Header:
     with _named(item):
         image = _open(raw, item)
         height, width = image.height, image.width
-        # PNG may keep EXIF behind the pixels, so asking would decode it; TIFF's size is turned by Pillow.
-        if image.format in ("JPEG", "MPO", "WEBP") and _orientation(image) >= 5:
+        # PNG may keep EXIF behind the pixels, so asking could decode them; TIFF's size is turned by Pillow.
+        known = image.format in ("JPEG", "MPO", "WEBP") or (image.format == "PNG" and "exif" in image.info)
+        if known and _orientation(image) >= 5:
             height, width = width, height
         return Header(height, width, image.mode in _GREY)
 

@@ -40,6 +40,9 @@ def read_folder(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             f"{root}: the folder holds no pictures (expected class folders, {root.name}/coarse/…/fine/picture.png) "
             "and no table named train.parquet, train.csv or train.tsv"
         )
+    hollow = [str(starts[split]) for split, paths in found.items() if not paths]
+    if hollow:
+        notes.append(f"without pictures, and left out: {listed(hollow)}")
     classes = {split: [path.relative_to(starts[split]).parts[:-1] for path in paths] for split, paths in found.items()}
     depth = max(len(parts) for rows in classes.values() for parts in rows)
     if depth == 0:

@@ -106,9 +106,7 @@ def _cached(repository: str, revision: str | None) -> dict[str, list[Path]]:
 
     try:
         folder = Path(
-            huggingface_hub.snapshot_download(
-                repository, repo_type="dataset", revision=revision, local_files_only=True
-            )
+            huggingface_hub.snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True)
         )
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
         chosen = choose_files(repository, names)

@@ -12,6 +12,7 @@ from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.data.distortions import Distortion
 from nestling.data.transforms import Augmentation, Preprocessing
+from nestling.errors import DataError
 from nestling.seeds import derive
 
 
@@ -28,7 +29,9 @@ class RowOrder:
     key: what the order depends on, a ``seeds.derive`` of (seed, stage).
     """
 
-    def __init__(self, finest: np.ndarray, batch_size: int, balance: str, steps_per_epoch: int | None, key: int) -> None:
+    def __init__(
+        self, finest: np.ndarray, batch_size: int, balance: str, steps_per_epoch: int | None, key: int
+    ) -> None:
         self.num_rows = len(finest)
         self.batch_size = min(batch_size, self.num_rows) if steps_per_epoch is None else batch_size
         self.key = key
@@ -54,7 +57,11 @@ class RowOrder:
         for stream, share in enumerate(self.shares):
             positions = (epoch * self.steps + step) * share + np.arange(share)
             cycle, offset = np.divmod(positions, len(self.streams[stream]))
-            rows.append(np.concatenate([self._permutation(stream, int(c))[offset[cycle == c]] for c in np.unique(cycle)] or [offset]))
+            rows.append(
+                np.concatenate(
+                    [self._permutation(stream, int(c))[offset[cycle == c]] for c in np.unique(cycle)] or [offset]
+                )
+            )
             cycles.append(cycle)
         return np.concatenate(rows), np.concatenate(cycles)
 
@@ -72,9 +79,10 @@ class DeviceData:
     """Rows made ready for a model: small images live on the device as one uint8 tensor, others are fetched by batch."""
 
     def __init__(self, data: LabelledData, preprocessing: Preprocessing, device: torch.device) -> None:
-        if isinstance(data.inputs, list):
-            raise TypeError("rows of text need a model of text")
-        self.inputs = data.inputs.to(device) if isinstance(data.inputs, Tensor) else data.inputs
+        if data.image_shape != (preprocessing.channels, preprocessing.height, preprocessing.width):
+            raise DataError(f"{data.name!r} has images of shape {data.image_shape}, the model wants {preprocessing}")
+        self.data = data
+        self.images = data.inputs.to(device) if isinstance(data.inputs, Tensor) else None
         self.labels = torch.from_numpy(data.taxonomy.columns(data.labels)).to(device)
         self.index = torch.from_numpy(data.index).to(device)
         self.levels = data.taxonomy.levels
@@ -84,14 +92,20 @@ class DeviceData:
     def __len__(self) -> int:
         return len(self.index)
 
-    def batch(self, rows: np.ndarray, augmentation: Augmentation | None = None, key: int = 0, draws: np.ndarray | None = None,
-              distortion: Distortion | None = None) -> Batch:
+    def batch(
+        self,
+        rows: np.ndarray,
+        augmentation: Augmentation | None = None,
+        key: int = 0,
+        draws: np.ndarray | None = None,
+        distortion: Distortion | None = None,
+    ) -> Batch:
         """The rows as a batch; ``draws`` (how often each was drawn before) and ``key`` decide the augmentation.
 
         A ``distortion`` acts on pixels in [0, 1] and depends on the row alone.
         """
         where = torch.from_numpy(rows).to(self.device)
-        images = self.inputs[where] if isinstance(self.inputs, Tensor) else self.inputs.take(rows).to(self.device)
+        images = self.data.images(rows).to(self.device) if self.images is None else self.images[where]
         index = self.index[where]
         if augmentation is not None and draws is not None:
             counter = torch.from_numpy(draws).to(self.device) * 2**32 + index

@@ -21,14 +21,10 @@ def digits() -> dict[str, Rows]:
     values, target = load_digits(return_X_y=True)
     pixels = np.round(np.asarray(values).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     classes = np.asarray(target)
-    train, test = train_test_split(
-        np.arange(len(pixels)), test_size=NUM_TEST_DIGITS, stratify=classes, random_state=0
-    )
+    train, test = train_test_split(np.arange(len(pixels)), test_size=NUM_TEST_DIGITS, stratify=classes, random_state=0)
     paths = [DIGIT_PATHS[digit] for digit in classes.tolist()]
     every = Rows(
-        columns={
-            level: [path[place] for path in paths] for place, level in enumerate(CATALOGUE["digits"].levels)
-        },
+        columns={level: [path[place] for path in paths] for place, level in enumerate(CATALOGUE["digits"].levels)},
         items=[f"digits row {row}" for row in range(len(pixels))],
         kind="image",
         read=lambda numbers: list(pixels[numbers]),

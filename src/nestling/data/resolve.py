@@ -140,5 +140,3 @@ def _single_table(path: Path) -> Source:
         str(path),
         {split: rows.select(np.array([row for row, of in enumerate(splits) if of == split])) for split in order},
     )
-
-

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from nestling.data.dataset import LabelledData
 
 
-def cut(
-    data: LabelledData, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
-) -> tuple[LabelledData, ...]:
+def cut(data: LabelledData, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0) -> tuple[LabelledData, ...]:
     """``data`` cut into ``len(fractions)`` parts, each class of the finest known level by these fractions.
 
     The shares hold over all rows, and within every class up to one row (groups: up to one group). Every class has
@@ -54,9 +52,7 @@ def strata(labels: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
     return np.stack([finest, column], axis=1).astype(np.int64)
 
 
-def assign(
-    pairs: np.ndarray, fractions: Sequence[float], seed: int, groups: np.ndarray | None = None
-) -> np.ndarray:
+def assign(pairs: np.ndarray, fractions: Sequence[float], seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """The part of every row, int64 (n,), from its stratum ``pairs`` (n, 2) and group (n,).
 
     One pass over all units (rows, or groups), stratum by stratum, finest level first: each goes to the part that

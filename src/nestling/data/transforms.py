@@ -43,16 +43,12 @@ class Preprocessing:
             )
 
     @classmethod
-    def from_data(cls, images: Tensor, max_rows: int = 10_000) -> Preprocessing:
-        """Statistics of uint8 images (n, c, h, w), the training rows; of ``max_rows`` evenly spaced ones of many."""
+    def from_data(cls, images: Tensor) -> Preprocessing:
+        """Statistics of uint8 images (n, c, h, w): training rows, or a sample of them."""
         if images.ndim != 4 or images.dtype != torch.uint8 or not images.numel():
             raise UsageError(
                 f"expected uint8 images (n, c, h, w), at least one; got {tuple(images.shape)} {images.dtype}"
             )
-        if len(images) > max_rows:
-            images = images[
-                torch.linspace(0, len(images) - 1, max_rows, dtype=torch.float64, device=images.device).long()
-            ]
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
         for channel in images.unbind(1):

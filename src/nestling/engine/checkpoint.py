@@ -46,7 +46,9 @@ def read(folder: Path) -> Saved:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         if manifest["format"] > FORMAT:
-            raise StorageError(f"{folder} has format {manifest['format']}, newer than this nestling reads ({FORMAT}): update nestling")
+            raise StorageError(
+                f"{folder} has format {manifest['format']}, newer than this nestling reads ({FORMAT}): update nestling"
+            )
         contents = {name: (folder / name).read_bytes() for name in ("tensors.safetensors", "state.json")}
         for name, data in contents.items():
             if hashlib.sha256(data).hexdigest() != manifest["sha256"][name]:
@@ -105,13 +107,19 @@ def collect(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def pick(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under ``prefix``, without it."""
-    return {name.removeprefix(prefix + "."): tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+    return {
+        name.removeprefix(prefix + "."): tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")
+    }
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state, by the number of the parameter."""
-    return {f"{number}.{name}": value for number, state in optimizer.state_dict()["state"].items()
-            for name, value in state.items() if isinstance(value, Tensor)}
+    return {
+        f"{number}.{name}": value
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 @torch.no_grad()

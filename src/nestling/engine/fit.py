@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from nestling.data.split import cut
 from nestling.data.transforms import Preprocessing
 from nestling.engine.checkpoint import Checkpoints, pick
 from nestling.engine.log import Reporter
+from nestling.engine.plan import plan
 from nestling.engine.predict import accuracy_per_level, predict
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
@@ -33,8 +35,13 @@ from nestling.methods.recipe import Recipe, Stage
 from nestling.models.build import build_model
 from nestling.models.model import Model, Outputs
 from nestling.models.weights import restore
+from nestling.objectives.calibration import negative_log_likelihood
 from nestling.objectives.terms import Objective
 from nestling.seeds import derive
+
+SAMPLE = 10_000
+"""Training rows, at even distances, from which the mean and deviation of pixels are taken."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -58,9 +65,19 @@ class Run:
         save_bundle(path, self.model, self.preprocessing)
 
 
-def fit(recipe: Recipe, data: LabelledData, model: Model | None = None, out: Path | str | RunFolder | None = None, seed: int = 0,
-        device: str = "auto", precision: str = "auto", *, validation: LabelledData | None = None, backbone: str = "auto",
-        verbose: bool = True) -> Run:
+def fit(
+    recipe: Recipe,
+    data: LabelledData,
+    model: Model | None = None,
+    out: Path | str | RunFolder | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    validation: LabelledData | None = None,
+    backbone: str = "auto",
+    verbose: bool = True,
+) -> Run:
     """Train ``recipe`` on ``data`` and return the calibrated model.
 
     Parameters
@@ -78,27 +95,57 @@ def fit(recipe: Recipe, data: LabelledData, model: Model | None = None, out: Pat
     if isinstance(out, str | Path):
         with RunFolder(out) as folder:
             folder.open({"method": recipe.method, "seed": seed, "recipe": to_dict(recipe), "rows": len(data)})
-            return fit(recipe, data, model, folder, seed, device, precision, validation=validation, backbone=backbone, verbose=verbose)
+            return fit(
+                recipe,
+                data,
+                model,
+                folder,
+                seed,
+                device,
+                precision,
+                validation=validation,
+                backbone=backbone,
+                verbose=verbose,
+            )
     train, validation = cut_rows(data, validation, seed)
     reporter = Reporter(verbose)
     runtime = Runtime.choose(device, precision, out.kept("precision") if out else None)
-    preprocessing = Preprocessing.from_data(train.inputs)
+    shape = data.image_shape
+    sample = np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).round().astype(np.int64)
+    preprocessing = Preprocessing.from_data(train.images(sample))
     if model is None:
-        shape = (preprocessing.channels, preprocessing.height, preprocessing.width)
         with seeded(derive(seed, "weights")):
             model = build_model(data.taxonomy, shape, backbone, recipe.method, recipe.network())
     engine = Engine(recipe, model, train, validation, out, seed, runtime, preprocessing, reporter)
     engine.decide("device", str(runtime.device), runtime.reasons["device"])
     engine.decide("precision", runtime.precision, runtime.reasons["precision"])
-    engine.decide("backbone", model.config["backbone"], f"for images of {preprocessing.channels}x{preprocessing.height}x{preprocessing.width}"
-                  if backbone == "auto" else "as given")
-    engine.decide("rows", f"{len(train)} training, {len(validation)} validation", "cut within each class of the finest known level")
+    engine.decide(
+        "backbone",
+        model.config["backbone"],
+        f"for images of {preprocessing.channels}x{preprocessing.height}x{preprocessing.width}"
+        if backbone == "auto"
+        else "as given",
+    )
+    engine.decide(
+        "rows",
+        f"{len(train)} training, {len(validation)} validation",
+        "cut within each class of the finest known level",
+    )
+    # Whatever the recipe cannot do is found before anything is written or trained.
+    plan(recipe, model, train)
     if out is not None and not out.begun:
         out.begin()
     with interrupt.deferred():
         engine.run()
-    return Run(model=model.eval(), metrics=engine.metrics(), path=out.path if out else None, preprocessing=preprocessing,
-               history=engine.history, decisions=engine.decisions, seconds=time.monotonic() - began)
+    return Run(
+        model=model.eval(),
+        metrics=engine.metrics(),
+        path=out.path if out else None,
+        preprocessing=preprocessing,
+        history=engine.history,
+        decisions=engine.decisions,
+        seconds=time.monotonic() - began,
+    )
 
 
 def cut_rows(data: LabelledData, validation: LabelledData | None, seed: int) -> tuple[LabelledData, LabelledData]:
@@ -123,8 +170,18 @@ def seeded(seed: int):
 class Engine:
     """Trains one recipe on one model. ``fit`` is the way to use it."""
 
-    def __init__(self, recipe: Recipe, model: Model, train: LabelledData, validation: LabelledData, folder: RunFolder | None,
-                 seed: int, runtime: Runtime, preprocessing: Preprocessing, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Model,
+        train: LabelledData,
+        validation: LabelledData,
+        folder: RunFolder | None,
+        seed: int,
+        runtime: Runtime,
+        preprocessing: Preprocessing,
+        reporter: Reporter,
+    ) -> None:
         self.recipe, self.model, self.train, self.validation = recipe, model, train, validation
         self.seed, self.runtime, self.preprocessing, self.reporter = seed, runtime, preprocessing, reporter
         self.folder = folder
@@ -179,7 +236,11 @@ class Engine:
             return {}
         outputs, labels = self.predict(self.validation)
         answers = self.model.answers(outputs).combined
-        return {"accuracy": accuracy_per_level(answers, labels, self.train.taxonomy.levels)}
+        levels = self.train.taxonomy.levels
+        return {
+            "validation loss": negative_log_likelihood(answers, labels, levels),
+            "accuracy": accuracy_per_level(answers, labels, levels),
+        }
 
     def device_data(self, data: LabelledData) -> DeviceData:
         """``data`` on the device; kept, since stages share it."""

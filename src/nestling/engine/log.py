@@ -36,8 +36,14 @@ class Reporter:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            self.live = Progress(TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f} %"),
-                                 TimeRemainingColumn(), TextColumn("{task.fields[detail]}"), console=Console(stderr=True))
+            self.live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=Console(stderr=True),
+            )
             self.live.start()
             self.task = self.live.add_task(name, total=total, completed=done, detail="")
 

@@ -16,7 +16,9 @@ def build_optimizer(settings: Optimizer, lr: float, parameters: Iterable[nn.Para
     parameters = list(parameters)
     fused = parameters[0].device.type in ("cpu", "cuda")
     if settings.name == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused)
+        return torch.optim.SGD(
+            parameters, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
+        )
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused)
 

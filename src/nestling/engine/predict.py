@@ -13,8 +13,14 @@ from nestling.models.model import Model, Outputs
 
 
 @torch.no_grad()
-def predict(model: Model, data: DeviceData, runtime: Runtime, until: str | None = None, batch_size: int = 1024,
-            distortion: Distortion | None = None) -> tuple[Outputs, Tensor]:
+def predict(
+    model: Model,
+    data: DeviceData,
+    runtime: Runtime,
+    until: str | None = None,
+    batch_size: int = 1024,
+    distortion: Distortion | None = None,
+) -> tuple[Outputs, Tensor]:
     """Outputs in evaluation mode, in fp32, and the targets (n, levels). The model's modes are left as they were."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -32,12 +38,16 @@ def predict(model: Model, data: DeviceData, runtime: Runtime, until: str | None 
 def concatenate(parts: list[Outputs]) -> Outputs:
     """The outputs of several batches as one, in fp32."""
     first = parts[0]
-    return Outputs({k: torch.cat([p.logits[k] for p in parts]).float() for k in first.logits},
-                   {k: torch.cat([p.features[k] for p in parts]).float() for k in first.features},
-                   torch.cat([p.embedding for p in parts]).float())
+    return Outputs(
+        {k: torch.cat([p.logits[k] for p in parts]).float() for k in first.logits},
+        {k: torch.cat([p.features[k] for p in parts]).float() for k in first.features},
+        torch.cat([p.embedding for p in parts]).float(),
+    )
 
 
-def accuracy_per_level(probabilities: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...]) -> dict[str, float | None]:
+def accuracy_per_level(
+    probabilities: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...]
+) -> dict[str, float | None]:
     """The share of rows known at a level whose most probable column is the target; None where no row is known."""
     result: dict[str, float | None] = {}
     for level, p in probabilities.items():

@@ -47,14 +47,20 @@ class RunFolder:
         if not self.recipe.exists():
             others = [p.name for p in self.path.iterdir() if p.name != self.lock.path.name]
             if others:
-                raise UsageError(f"the folder {self.path} holds other files ({others[0]} …) and no run: choose another --out")
+                raise UsageError(
+                    f"the folder {self.path} holds other files ({others[0]} …) and no run: choose another --out"
+                )
             return False
         stored = load_toml(self.recipe)
         before, now = flat(stored.get("given", {})), flat(self.given)
         differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         if differing:
-            changes = "; ".join(f"{name}: {before.get(name, 'not set')} there, {now.get(name, 'not set')} now" for name in differing[:6])
-            raise UsageError(f"the run folder {self.path} was begun with other settings ({changes}): choose another --out, or the same settings")
+            changes = "; ".join(
+                f"{name}: {before.get(name, 'not set')} there, {now.get(name, 'not set')} now" for name in differing[:6]
+            )
+            raise UsageError(
+                f"the run folder {self.path} was begun with other settings ({changes}): choose another --out, or the same settings"
+            )
         self.derived = stored.get("derived", {})
         self.begun = True
         return True

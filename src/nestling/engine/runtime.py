@@ -57,7 +57,9 @@ class Runtime:
         if kept is not None and precision in ("auto", kept):
             slow = kept == "bf16" and device == "cpu" and not cpu_has_bf16()
             precision = kept
-            reasons["precision"] = "as the run began" + (", though this processor has no bf16 instructions and is slower for it" if slow else "")
+            reasons["precision"] = "as the run began" + (
+                ", though this processor has no bf16 instructions and is slower for it" if slow else ""
+            )
         elif precision == "auto":
             precision, reasons["precision"] = auto_precision(device)
         if precision == "fp16" and device == "cpu":
@@ -91,7 +93,16 @@ class Runtime:
 def auto_precision(device: str) -> tuple[str, str]:
     """What ``auto`` stands for on this device, and the reason."""
     if device.startswith("cuda"):
-        return ("bf16", "the GPU multiplies bf16 fastest") if torch.cuda.is_bf16_supported() else ("fp32", "this GPU has no bf16")
+        return (
+            ("bf16", "the GPU multiplies bf16 fastest")
+            if torch.cuda.is_bf16_supported()
+            else ("fp32", "this GPU has no bf16")
+        )
     if device == "cpu" and cpu_has_bf16():
         return "bf16", "this processor has bf16 instructions"
-    return "fp32", "without bf16 instructions bf16 is about twice as slow" if device == "cpu" else "the safe choice on this device"
+    return (
+        "fp32",
+        "without bf16 instructions bf16 is about twice as slow"
+        if device == "cpu"
+        else "the safe choice on this device",
+    )

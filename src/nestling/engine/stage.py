@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from nestling import collective, interrupt
 from nestling.data.batch import Batch
-from nestling.data.loader import DeviceData, RowOrder
+from nestling.data.loader import DeviceData
 from nestling.engine.checkpoint import Saved, collect, optimizer_tensors, pick, restore_optimizer
 from nestling.engine.optim import build_optimizer, rate
+from nestling.engine.plan import order_of
 from nestling.engine.predict import accuracy_per_level
 from nestling.engine.runtime import Runtime
 from nestling.errors import DivergedError, Interrupted, StorageError
@@ -72,14 +73,19 @@ class StageRun:
         self.progress = Progress(log=engine.log_offset)
         self.best: dict[str, Tensor] | None = None
         self.decisions: list[tuple[str, object, str]] = []
-        self.context = Context(model=engine.model, objective=objective, train=engine.train, validation=engine.validation,
-                               predict=engine.predict, note=self.note)
+        self.context = Context(
+            model=engine.model,
+            objective=objective,
+            train=engine.train,
+            validation=engine.validation,
+            predict=engine.predict,
+            note=self.note,
+        )
         self.trained = self.mark_trainable()
         self.order = None
         if stage.epochs:
             self.rows = np.arange(len(stage.data)) if stage.rows is None else stage.rows
-            self.order = RowOrder(stage.data.finest_known()[self.rows], stage.batch_size, stage.balance, stage.steps_per_epoch,
-                                  derive(engine.seed, "order", number))
+            self.order = order_of(stage, derive(engine.seed, "order", number))
             self.optimizer = build_optimizer(stage.optimizer, stage.lr, self.trained.values())
             self.scaler = torch.amp.GradScaler(engine.runtime.device.type, enabled=engine.runtime.precision == "fp16")
         self.checked = False
@@ -119,8 +125,13 @@ class StageRun:
                 if resumed:
                     self.engine.reporter.say(f"resumed stage {stage.name} epoch {state.epoch} step {state.step}")
                 trained = sum(p.numel() for p in self.trained.values())
-                self.engine.reporter.stage(stage.name, total, done, f"{len(self.rows)} rows, {trained:,} parameters, "
-                                           f"at most {stage.epochs} epochs of {self.order.steps} steps")
+                self.engine.reporter.stage(
+                    stage.name,
+                    total,
+                    done,
+                    f"{len(self.rows)} rows, {trained:,} parameters, "
+                    f"at most {stage.epochs} epochs of {self.order.steps} steps",
+                )
                 self.train_epochs()
             self.finish()
         finally:
@@ -129,7 +140,9 @@ class StageRun:
     def train_epochs(self) -> None:
         stage, state = self.stage, self.progress
         assert self.order is not None
-        module = self.engine.runtime.wrap(StepModule(self.engine.model, self.objective, self.engine.runtime, stage.until))
+        module = self.engine.runtime.wrap(
+            StepModule(self.engine.model, self.objective, self.engine.runtime, stage.until)
+        )
         data = self.engine.device_data(stage.data)
         while state.epoch < stage.epochs and not (stage.patience and state.stale >= stage.patience):
             self.set_modes()
@@ -138,8 +151,15 @@ class StageRun:
                 self.engine.reporter.step(state.epoch * self.order.steps + state.step)
                 if signal := collective.broadcast_object(interrupt.received()):
                     self.save()
-                    raise Interrupted(signal, f"stopped by signal {signal} in stage {stage.name} epoch {state.epoch} step {state.step}; "
-                                      + ("saved: the same command goes on from here" if self.engine.checkpoints else "nothing is saved without out"))
+                    raise Interrupted(
+                        signal,
+                        f"stopped by signal {signal} in stage {stage.name} epoch {state.epoch} step {state.step}; "
+                        + (
+                            "saved: the same command goes on from here"
+                            if self.engine.checkpoints
+                            else "nothing is saved without out"
+                        ),
+                    )
                 if time.monotonic() - self.saved_at > 60 * CHECKPOINT_MINUTES:
                     self.save()
             self.end_epoch()
@@ -171,8 +191,10 @@ class StageRun:
         value, finite = loss.item(), bool(torch.isfinite(norm))
         if not torch.isfinite(loss) or not (finite or self.scaler.is_enabled()):
             what = "loss" if finite else "gradient"
-            raise DivergedError(f"the {what} is not finite in stage {stage.name} epoch {state.epoch} step {state.step}, rows "
-                                f"{batch.index[:8].tolist()} …: lower optimizer.lr, or look at these rows; the last checkpoint is kept")
+            raise DivergedError(
+                f"the {what} is not finite in stage {stage.name} epoch {state.epoch} step {state.step}, rows "
+                f"{batch.index[:8].tolist()} …: lower optimizer.lr, or look at these rows; the last checkpoint is kept"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -182,21 +204,35 @@ class StageRun:
         state.running = [state.running[0] + value, state.running[1] + 1]
         taken = state.epoch * order.steps + state.step
         if engine.log is not None and (taken % LOG_EVERY == 1 or state.step == order.steps):
-            engine.log.append({"stage": stage.name, "epoch": state.epoch, "step": taken, "loss": value, "lr": lr,
-                               "terms": {name: term.item() for name, term in terms.items()}})
+            engine.log.append(
+                {
+                    "stage": stage.name,
+                    "epoch": state.epoch,
+                    "step": taken,
+                    "loss": value,
+                    "lr": lr,
+                    "terms": {name: term.item() for name, term in terms.items()},
+                }
+            )
 
     def check_gradients(self) -> None:
         """After the first backward: what is declared trainable but has no gradient is a mistake in the recipe."""
         self.checked = True
         missing = [name for name, p in self.trained.items() if p.grad is None]
         if missing:
-            raise ValueError(f"stage {self.stage.name} declares {missing[0]} trainable, but its objective gives it no gradient "
-                             f"({len(missing)} such parameters): leave it out of 'trainable', or use it in the objective")
+            raise ValueError(
+                f"stage {self.stage.name} declares {missing[0]} trainable, but its objective gives it no gradient "
+                f"({len(missing)} such parameters): leave it out of 'trainable', or use it in the objective"
+            )
 
     def end_epoch(self) -> None:
         """Score the epoch on validation rows, keep the best weights, and move on to the next."""
         stage, state = self.stage, self.progress
-        record: dict[str, Any] = {"stage": stage.name, "epoch": state.epoch + 1, "loss": state.running[0] / max(state.running[1], 1)}
+        record: dict[str, Any] = {
+            "stage": stage.name,
+            "epoch": state.epoch + 1,
+            "loss": state.running[0] / max(state.running[1], 1),
+        }
         if stage.after_epoch is not None:
             stage.after_epoch(self.context)
             self.synchronise()
@@ -207,8 +243,10 @@ class StageRun:
             levels = self.engine.train.taxonomy.levels
             score = collective.broadcast_object(stage.select.metric(answers, labels, levels))
             if score != score or abs(score) == float("inf"):
-                raise DivergedError(f"the {stage.select.name} is not finite after stage {stage.name} epoch {state.epoch + 1}: lower optimizer.lr, "
-                                    "or label some validation rows; the last checkpoint is kept")
+                raise DivergedError(
+                    f"the {stage.select.name} is not finite after stage {stage.name} epoch {state.epoch + 1}: lower optimizer.lr, "
+                    "or label some validation rows; the last checkpoint is kept"
+                )
             record |= {stage.select.name: score, "accuracy": accuracy_per_level(answers, labels, levels)}
             loss = score if stage.select.mode == "min" else -score
             state.losses.append(loss)
@@ -220,8 +258,14 @@ class StageRun:
         state.history.append(record)
         state.epoch, state.step, state.running = state.epoch + 1, 0, [0.0, 0.0]
         assert self.order is not None
-        self.engine.reporter.epoch(stage.name, state.epoch, stage.epochs, state.epoch * self.order.steps,
-                                   stage.epochs * self.order.steps, {k: v for k, v in record.items() if k not in ("stage", "epoch")})
+        self.engine.reporter.epoch(
+            stage.name,
+            state.epoch,
+            stage.epochs,
+            state.epoch * self.order.steps,
+            stage.epochs * self.order.steps,
+            {k: v for k, v in record.items() if k not in ("stage", "epoch")},
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Model and objective, detached but not copied."""
@@ -257,7 +301,11 @@ class StageRun:
             return
         began = time.monotonic()
         state.log = engine.log.flush(sync=True)
-        tensors = {**self.weights(), **collect("optimizer", optimizer_tensors(self.optimizer)), **collect("best", self.best or {})}
+        tensors = {
+            **self.weights(),
+            **collect("optimizer", optimizer_tensors(self.optimizer)),
+            **collect("best", self.best or {}),
+        }
         saved = Saved(tensors, {**vars(state), "stage": self.stage.name, "scaler": self.scaler.state_dict()})
         engine.checkpoints.save(self.number, state.epoch, state.step, saved)
         self.saved_at = time.monotonic()
@@ -275,7 +323,9 @@ class StageRun:
             return False
         state = copy.deepcopy(saved.state)
         if state.pop("stage") != self.stage.name:
-            raise StorageError(f"the checkpoint in {engine.checkpoints.partial} is of another recipe: choose another --out")
+            raise StorageError(
+                f"the checkpoint in {engine.checkpoints.partial} is of another recipe: choose another --out"
+            )
         self.scaler.load_state_dict(state.pop("scaler"))
         self.progress = Progress(**state)
         restore(engine.model, pick("model", saved.tensors), "the checkpoint")

@@ -20,46 +20,39 @@ Level = str | int
 Array = ArrayLike | torch.Tensor
 
 
-def level_metrics(columns: Array, confidence: Array, labels: Array, taxonomy: Taxonomy, level: Level) -> dict[str, Any]:
+def level_metrics(answers: Array, confidence: Array, labels: Array, taxonomy: Taxonomy, level: Level) -> dict[str, Any]:
     """The entry of one level in ``metrics.json``.
 
     Parameters
     ----------
-    columns: (n,) the answers, columns of the level.
-    confidence: (n,) in [0, 1] of the answers.
+    answers: (n,) columns of the level.
+    confidence: (n,) in [0, 1], of the answers.
     labels: (n,) class codes; rows with -1, not labelled or of a leaf that ended above the level, do not count.
 
     Returns
     -------
     ``name``; ``accuracy``; mean ``confidence``; ``overconfidence``, confidence - accuracy; ``ece``, the expected
     calibration error in 15 bins; ``tree_distance``, the mean number of edges between answer and truth over the
-    *mistakes*, None where there are none; ``n``, the rows that count. ``UsageError`` on other shapes, on answers past
-    the level's columns and on codes past its classes.
+    *mistakes*, None where there are none; ``n``, the rows that count. ``UsageError`` on other shapes, and on codes past
+    the level's classes.
     """
     name = taxonomy.levels[taxonomy.level_index(level)]
-    answers, sure, labels = _array(columns), _array(confidence), _array(labels)
-    if answers.ndim != 1 or not answers.shape == sure.shape == labels.shape:
+    answers, sure, labels = _array(answers), _array(confidence), _array(labels)
+    if labels.ndim != 1 or answers.shape != labels.shape or sure.shape != labels.shape:
         raise UsageError(
             f"expected answers, confidence and labels (n,), got {answers.shape}, {sure.shape} and {labels.shape}"
         )
     counts = labels >= 0
     answers, labels, sure = answers[counts], labels[counts], sure[counts]
     if not len(labels):
-        return {
-            "name": name,
-            "accuracy": None,
-            "confidence": None,
-            "overconfidence": None,
-            "ece": None,
-            "tree_distance": None,
-            "n": 0,
-        }
-    for what, given, width in (
+        nothing = dict.fromkeys(("accuracy", "confidence", "overconfidence", "ece", "tree_distance"))
+        return {"name": name, **nothing, "n": 0}
+    for what, codes, width in (
+        ("labels", labels, len(taxonomy.classes[name])),
         ("answers", answers, taxonomy.width(name)),
-        ("labels", labels, taxonomy.num_classes(name)),
     ):
-        if not 0 <= given.min() <= given.max() < width:
-            raise UsageError(f"expected {what} in [0, {width}) at level {name!r}, got {given.min()} to {given.max()}")
+        if codes.min() < 0 or codes.max() >= width:
+            raise UsageError(f"expected {what} in [0, {width}) at level {name!r}, got {codes.min()} to {codes.max()}")
     correct = answers == labels
     accuracy, mean = float(correct.mean()), float(sure.mean(dtype=np.float64))
     wrong = ~correct

@@ -12,7 +12,9 @@ from nestling.evaluate.accuracy import paired_interval
 from nestling.evaluate.measure import CLEAN, Measurement
 
 
-def compare(ours: Sequence[Measurement], baselines: Mapping[str, Sequence[Measurement]], data: LabelledData) -> list[dict[str, Any]]:
+def compare(
+    ours: Sequence[Measurement], baselines: Mapping[str, Sequence[Measurement]], data: LabelledData
+) -> list[dict[str, Any]]:
     """The ``comparisons`` of metrics.json, ours minus theirs: accuracy per level and condition, and the calibration gap.
 
     The calibration gap is |confidence - accuracy| at the finest level, averaged over the distortions; lower is better.
@@ -30,19 +32,41 @@ def compare(ours: Sequence[Measurement], baselines: Mapping[str, Sequence[Measur
                 if not a.size:
                     continue
                 difference, lo, hi = paired_interval(a, b)
-                results.append({"baseline": name, "level": level, "metric": "accuracy", "condition": condition,
-                                "difference": difference, "interval": [lo, hi]})
+                results.append(
+                    {
+                        "baseline": name,
+                        "level": level,
+                        "metric": "accuracy",
+                        "condition": condition,
+                        "difference": difference,
+                        "interval": [lo, hi],
+                    }
+                )
         for label, chosen in (("clean", [CLEAN]), ("distorted", distorted)):
             if chosen and ours[0].correct(data, levels[-1]).size:
-                difference, lo, hi = gap_interval(excess(ours, data, levels[-1], chosen), excess(theirs, data, levels[-1], chosen))
-                results.append({"baseline": name, "level": levels[-1], "metric": "calibration gap", "condition": label,
-                                "difference": difference, "interval": [lo, hi]})
+                difference, lo, hi = gap_interval(
+                    excess(ours, data, levels[-1], chosen), excess(theirs, data, levels[-1], chosen)
+                )
+                results.append(
+                    {
+                        "baseline": name,
+                        "level": levels[-1],
+                        "metric": "calibration gap",
+                        "condition": label,
+                        "difference": difference,
+                        "interval": [lo, hi],
+                    }
+                )
     return results
 
 
-def excess(measurements: Sequence[Measurement], data: LabelledData, level: str, conditions: Sequence[str]) -> np.ndarray:
+def excess(
+    measurements: Sequence[Measurement], data: LabelledData, level: str, conditions: Sequence[str]
+) -> np.ndarray:
     """Confidence minus correctness, (conditions, seeds, rows)."""
-    return np.stack([[m.confidence(data, level, c) - m.correct(data, level, c) for m in measurements] for c in conditions])
+    return np.stack(
+        [[m.confidence(data, level, c) - m.correct(data, level, c) for m in measurements] for c in conditions]
+    )
 
 
 def gap(excess: np.ndarray) -> float:
@@ -50,7 +74,9 @@ def gap(excess: np.ndarray) -> float:
     return float(np.abs(excess.mean(2)).mean())
 
 
-def gap_interval(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+def gap_interval(
+    ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
     """Difference of two gaps and its interval, by a paired bootstrap over seeds (from three on) and rows.
 
     ours, theirs: (conditions, seeds, rows).
@@ -58,7 +84,11 @@ def gap_interval(ours: np.ndarray, theirs: np.ndarray, draws: int = 1000, level:
     conditions, seeds, rows = ours.shape
     generator = np.random.default_rng(seed)
     counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float32) / rows
-    share = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds if seeds >= 3 else np.full((draws, seeds), 1 / seeds)
+    share = (
+        generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
+        if seeds >= 3
+        else np.full((draws, seeds), 1 / seeds)
+    )
 
     def gaps(values: np.ndarray) -> np.ndarray:
         means = np.abs(counts @ values.reshape(-1, rows).T.astype(np.float32)).reshape(draws, conditions, seeds)
@@ -79,7 +109,10 @@ def verdict(method: str, comparisons: Sequence[dict[str, Any]], finest: str, num
             sentence += f"; its calibration gap under distortion is {_outcome(c, 'larger', 'smaller', 'not told apart')} ({_points(c)})"
         sentences.append(sentence + ".")
     seeds = f"{num_seeds} seeds" if num_seeds > 1 else "1 seed, which says nothing of how seeds differ"
-    return " ".join(sentences) + f" Points are per cent; paired 95 % intervals over {'seeds and ' if num_seeds >= 3 else ''}test rows, {seeds}."
+    return (
+        " ".join(sentences)
+        + f" Points are per cent; paired 95 % intervals over {'seeds and ' if num_seeds >= 3 else ''}test rows, {seeds}."
+    )
 
 
 def _outcome(comparison: dict[str, Any], above: str, below: str, neither: str) -> str:

@@ -38,7 +38,9 @@ def decide_levels(answers: Answers, combined: bool = True) -> Decisions:
     for level, p in probabilities.items():
         best, column = p.max(1)
         if combined:
-            rejected = answers.rejection[level] if rejected is None else torch.maximum(rejected, answers.rejection[level])
+            rejected = (
+                answers.rejection[level] if rejected is None else torch.maximum(rejected, answers.rejection[level])
+            )
             best = best * (1 - rejected)
         columns[level], confidence[level] = column, best
     return _numpy(columns, confidence)
@@ -89,11 +91,18 @@ def describe_paths(answers: Answers, taxonomy: Taxonomy, flat: bool) -> list[dic
                 steps.append((level, names[level][column], float(path.confidence[level][row])))
         sure = [step for step in steps if step[2] >= CONFIDENT] or steps[:1]
         level, name, confidence = sure[-1]
-        results.append({"path": [s[1] for s in steps], "confidence": [s[2] for s in steps],
-                        "answer": {"level": level, "class": name, "confidence": confidence}})
+        results.append(
+            {
+                "path": [s[1] for s in steps],
+                "confidence": [s[2] for s in steps],
+                "answer": {"level": level, "class": name, "confidence": confidence},
+            }
+        )
     return results
 
 
 def _numpy(columns: dict[str, Tensor], confidence: dict[str, Tensor]) -> Decisions:
-    return Decisions({level: c.cpu().numpy() for level, c in columns.items()},
-                     {level: c.double().clamp(0, 1).cpu().numpy() for level, c in confidence.items()})
+    return Decisions(
+        {level: c.cpu().numpy() for level, c in columns.items()},
+        {level: c.double().clamp(0, 1).cpu().numpy() for level, c in confidence.items()},
+    )

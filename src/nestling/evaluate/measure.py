@@ -43,8 +43,9 @@ class Measurement:
         return self.decisions[condition].confidence[level][labels >= 0]
 
 
-def outputs_of(model: Model, preprocessing: Preprocessing, data: LabelledData, runtime: Runtime,
-               distortions: Sequence[str] = ()) -> dict[str, Outputs]:
+def outputs_of(
+    model: Model, preprocessing: Preprocessing, data: LabelledData, runtime: Runtime, distortions: Sequence[str] = ()
+) -> dict[str, Outputs]:
     """Outputs under every condition: clean first, then each distortion. Raises UsageError for an impossible one."""
     if isinstance(data.inputs, list):
         raise UsageError("distortions and this model need images, and the source has texts")
@@ -58,8 +59,9 @@ def outputs_of(model: Model, preprocessing: Preprocessing, data: LabelledData, r
 
 
 @torch.no_grad()
-def measure(model: Model, outputs: dict[str, Outputs], data: LabelledData, *, reject: bool = True,
-            least_distance: bool = False) -> Measurement:
+def measure(
+    model: Model, outputs: dict[str, Outputs], data: LabelledData, *, reject: bool = True, least_distance: bool = False
+) -> Measurement:
     """Score outputs under every condition.
 
     ``reject=False`` leaves the rejection layers out; ``least_distance`` decides a flat model's answers by CRM.
@@ -74,7 +76,9 @@ def measure(model: Model, outputs: dict[str, Outputs], data: LabelledData, *, re
         "levels_uncombined": entries(separate, data),
         "agreement": agreement(list(decisions[CLEAN].columns.values()), taxonomy, levels),
         "agreement_uncombined": agreement(list(separate.columns.values()), taxonomy, levels),
-        "distortions": {name: {"levels": entries(decision, data)} for name, decision in decisions.items() if name != CLEAN},
+        "distortions": {
+            name: {"levels": entries(decision, data)} for name, decision in decisions.items() if name != CLEAN
+        },
     }
     return Measurement(metrics, decisions)
 
@@ -86,8 +90,12 @@ def decisions_of(model: Model, answers: Answers, least_distance: bool = False) -
 
 def entries(decisions: Decisions, data: LabelledData) -> list[dict[str, Any]]:
     """The entry of every level, coarse to fine."""
-    return [level_metrics(columns, decisions.confidence[level], data.labels[:, data.taxonomy.level_index(level)], data.taxonomy, level)
-            for level, columns in decisions.columns.items()]
+    return [
+        level_metrics(
+            columns, decisions.confidence[level], data.labels[:, data.taxonomy.level_index(level)], data.taxonomy, level
+        )
+        for level, columns in decisions.columns.items()
+    ]
 
 
 def mean_over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -108,8 +116,12 @@ def mean_over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _mean_entry(entries: list[dict[str, Any]]) -> dict[str, Any]:
     numbers = [key for key in entries[0] if key not in ("name", "n")]
-    return {"name": entries[0]["name"], **{key: _mean([e[key] for e in entries]) for key in numbers}, "n": entries[0]["n"],
-            "std": {key: _std([e[key] for e in entries]) for key in numbers}}
+    return {
+        "name": entries[0]["name"],
+        **{key: _mean([e[key] for e in entries]) for key in numbers},
+        "n": entries[0]["n"],
+        "std": {key: _std([e[key] for e in entries]) for key in numbers},
+    }
 
 
 def _mean(values: list[float | None]) -> float | None:

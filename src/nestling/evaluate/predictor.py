@@ -19,7 +19,7 @@ from nestling.models.model import Answers, Model, Outputs
 from nestling.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 Input = "str | Path | Image | np.ndarray | torch.Tensor"
 
@@ -29,7 +29,8 @@ class Predictor:
 
     def __init__(self, model: Model, preprocessing: Preprocessing, device: str = "auto") -> None:
         self.runtime = Runtime.choose(device, "fp32")
-        self.model = self.runtime.prepare(model).eval()
+        self.runtime.prepare(model)
+        self.model = model.eval()
         self.preprocessing = preprocessing
 
     @property
@@ -50,7 +51,10 @@ class Predictor:
         """For every input its path, the confidences along it, and the answer; as ``nestling predict --json``."""
         images = self.images(inputs)
         found = describe_paths(self._answers(images), self.taxonomy, self.model.flat)
-        return [{"input": name_of(item, row), **result} for row, (item, result) in enumerate(zip(inputs, found, strict=True))]
+        return [
+            {"input": name_of(item, row), **result}
+            for row, (item, result) in enumerate(zip(inputs, found, strict=True))
+        ]
 
     def embed(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> np.ndarray:
         """The backbone's pooled features, float32 (n, d)."""
@@ -73,8 +77,11 @@ class Predictor:
             inputs = inputs.permute(0, 2, 3, 1).cpu().numpy()
         if len(inputs) == 0:
             return torch.empty((0, channels, *size), dtype=torch.uint8)
-        return torch.from_numpy(np.stack([decode(_picture(item, row), size, channels, name_of(item, row))
-                                          for row, item in enumerate(inputs)]))
+        return torch.from_numpy(
+            np.stack(
+                [decode(_picture(item, row), size, channels, name_of(item, row)) for row, item in enumerate(inputs)]
+            )
+        )
 
     def _answers(self, images: torch.Tensor) -> Answers:
         with torch.no_grad():

@@ -38,13 +38,24 @@ class Flat(Recipe):
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
         rows = self.rows(data)
         if len(rows) == 0:
-            raise UsageError(f"no training row is labelled for {self.method}: label some at level {data.taxonomy.levels[-1]!r}")
+            raise UsageError(
+                f"no training row is labelled for {self.method}: label some at level {data.taxonomy.levels[-1]!r}"
+            )
         yield Stage(
-            name="flat", data=data, rows=rows, objective=self.term(data), trainable=[model.backbone, model.decoder, model.head],
-            optimizer=self.optimizer, lr=of_stage("optimizer.lr", self.optimizer.lr, 0, 1),
-            epochs=of_stage("epochs", self.epochs, 0, 1), steps_per_epoch=self.steps_per_epoch, batch_size=self.batch_size,
-            balance=self.balance, augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
-            select=select_by_likelihood(data.taxonomy.levels), patience=self.patience,
+            name="flat",
+            data=data,
+            rows=rows,
+            objective=self.term(data),
+            trainable=model.parts(data.taxonomy.levels[-1]),
+            optimizer=self.optimizer,
+            lr=of_stage("optimizer.lr", self.optimizer.lr, 0, 1),
+            epochs=of_stage("epochs", self.epochs, 0, 1),
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.batch_size,
+            balance=self.balance,
+            augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
+            select=select_by_likelihood(data.taxonomy.levels),
+            patience=self.patience,
         )
         yield temperature_stage(model, data, self.optimizer)
 

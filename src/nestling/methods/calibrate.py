@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from nestling.data.dataset import LabelledData
 from nestling.methods.recipe import Context, Optimizer, Select, Stage
 from nestling.models.model import Model
-from nestling.objectives.calibration import fit_temperature
+from nestling.objectives.calibration import fit_temperature, negative_log_likelihood
 from nestling.objectives.terms import CrossEntropy
-
-
-def negative_log_likelihood(probabilities: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...]) -> float:
-    """The mean over levels of the mean, over the rows known there, of -log of the true class's probability; in nats."""
-    losses = []
-    for level, p in probabilities.items():
-        target = labels[:, levels.index(level)]
-        known = target >= 0
-        if known.any():
-            losses.append(-p[known].gather(1, target[known, None]).clamp_min(1e-12).log().mean())
-    return float(torch.stack(losses).mean()) if losses else float("nan")
 
 
 def select_by_likelihood(levels: tuple[str, ...]) -> Select:
@@ -48,5 +34,14 @@ def fit_temperatures(context: Context) -> None:
 
 def temperature_stage(model: Model, data: LabelledData, optimizer: Optimizer) -> Stage:
     """A stage without training, whose hook fits the temperatures."""
-    return Stage(name="temperature", data=data, objective=CrossEntropy(model.outputs[-1]), trainable=[], optimizer=optimizer,
-                 lr=0.0, epochs=0, batch_size=1, at_end=fit_temperatures)
+    return Stage(
+        name="temperature",
+        data=data,
+        objective=CrossEntropy(model.outputs[-1]),
+        trainable=[],
+        optimizer=optimizer,
+        lr=0.0,
+        epochs=0,
+        batch_size=1,
+        at_end=fit_temperatures,
+    )

@@ -20,7 +20,6 @@ from nestling.methods.calibrate import select_by_likelihood, temperature_stage
 from nestling.methods.recipe import Optimizer, Recipe, Stage, check, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
-from nestling.models.nested import NestedModel
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Objective, RejectionCrossEntropy
 
 
@@ -50,37 +49,55 @@ class Nested(Recipe):
         if self.calibration not in ("none", "temperature", "rejection", "both"):
             raise unknown("calibration", self.calibration, ("none", "temperature", "rejection", "both"))
         if self.marginal and self.reading == "exact":
-            raise UsageError("marginal = true trains finer heads on coarser rows, which reading = 'exact' leaves out: "
-                             "set marginal = false, or reading = 'at-least'")
+            raise UsageError(
+                "marginal = true trains finer heads on coarser rows, which reading = 'exact' leaves out: "
+                "set marginal = false, or reading = 'at-least'"
+            )
         check("rejection_epochs", self.rejection_epochs, least=1)
 
     def network(self) -> NetworkOptions:
         return NetworkOptions(skips=self.skips, norm=self.norm)
 
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
-        assert isinstance(model, NestedModel)
         levels = data.taxonomy.levels
         augmentation = Augmentation.parse(self.augmentation, model.config["input_shape"])
         for i, level in enumerate(levels):
             rows = self.rows(data, i)
             if len(rows) == 0:
-                raise UsageError(f"no training row is labelled at level {level!r}, which nested learning trains: "
-                                 f"label some, raise --known {level}=…, or leave the level out with --levels")
+                raise UsageError(
+                    f"no training row is labelled at level {level!r}, which nested learning trains: "
+                    f"label some, raise --known {level}=…, or leave the level out with --levels"
+                )
             yield Stage(
-                name=level, data=data, rows=rows, objective=self.objective(data, i), trainable=model.parts(level), until=level,
-                optimizer=self.optimizer, lr=of_stage("optimizer.lr", self.optimizer.lr, i, len(levels)),
-                epochs=of_level("epochs", self.epochs, i, len(levels)), steps_per_epoch=self.steps(data, i),
-                batch_size=self.batch_size, balance=self.balance, augmentation=augmentation,
-                select=select_by_likelihood(levels[: i + 1]), patience=self.patience,
+                name=level,
+                data=data,
+                rows=rows,
+                objective=self.objective(data, i),
+                trainable=model.parts(level),
+                until=level,
+                optimizer=self.optimizer,
+                lr=of_stage("optimizer.lr", self.optimizer.lr, i, len(levels)),
+                epochs=of_level("epochs", self.epochs, i, len(levels)),
+                steps_per_epoch=self.steps(data, i),
+                batch_size=self.batch_size,
+                balance=self.balance,
+                augmentation=augmentation,
+                select=select_by_likelihood(levels[: i + 1]),
+                patience=self.patience,
             )
         if self.calibration in ("rejection", "both"):
             heads = model.calibration.add_rejection()
             model.config["rejection"] = True
             terms = [RejectionCrossEntropy(level, model.calibration, ratio=10) for level in levels]
             yield Stage(
-                name="rejection", data=data, objective=Objective([(1.0, term) for term in terms]), trainable=[heads],
-                optimizer=Optimizer(name="adam", lr=2.5e-3, schedule="constant", weight_decay=0.0), lr=2.5e-3,
-                epochs=self.rejection_epochs, batch_size=min(self.batch_size, 128),
+                name="rejection",
+                data=data,
+                objective=Objective([(1.0, term) for term in terms]),
+                trainable=[heads],
+                optimizer=Optimizer(name="adam", lr=2.5e-3, schedule="constant", weight_decay=0.0),
+                lr=2.5e-3,
+                epochs=self.rejection_epochs,
+                batch_size=min(self.batch_size, 128),
             )
         if self.calibration in ("temperature", "both"):
             yield temperature_stage(model, data, self.optimizer)

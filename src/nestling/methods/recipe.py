@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -163,7 +163,10 @@ class Recipe(ABC):
         """The algorithm. ``data`` are the training rows; validation rows reach hooks and ``select`` alone."""
 
 
-def of_stage(name: str, values: int | float | tuple, stage: int, num_stages: int):
+N = TypeVar("N", int, float)
+
+
+def of_stage(name: str, values: N | tuple[N, ...], stage: int, num_stages: int) -> N:
     """The value for stage number ``stage``: a single value serves all of them. Raises UsageError on another count."""
     if not isinstance(values, tuple):
         return values
@@ -172,14 +175,23 @@ def of_stage(name: str, values: int | float | tuple, stage: int, num_stages: int
     return values[stage]
 
 
-def check(name: str, value: object, *, above: float | None = None, least: float | None = None, most: float | None = None) -> None:
+def check(
+    name: str, value: object, *, above: float | None = None, least: float | None = None, most: float | None = None
+) -> None:
     """Raise UsageError unless every number in ``value`` lies in the range; None passes."""
     for number in value if isinstance(value, tuple) else (value,):
         if number is None:
             continue
-        wanted = " and ".join([f"above {above}"] * (above is not None) + [f"at least {least}"] * (least is not None)
-                              + [f"at most {most}"] * (most is not None))
-        good = isinstance(number, int | float) and ((above is None or number > above) and (least is None or number >= least)
-                                                    and (most is None or number <= most) and abs(number) < float("inf"))
+        wanted = " and ".join(
+            [f"above {above}"] * (above is not None)
+            + [f"at least {least}"] * (least is not None)
+            + [f"at most {most}"] * (most is not None)
+        )
+        good = isinstance(number, int | float) and (
+            (above is None or number > above)
+            and (least is None or number >= least)
+            and (most is None or number <= most)
+            and abs(number) < float("inf")
+        )
         if not good:
             raise UsageError(f"{name} must be {wanted}, got {number!r}")

@@ -86,17 +86,23 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
         except ValueError:
             widths = []
         if not widths or min(map(min, widths)) < 1:
-            raise UsageError(f"cannot read the backbone {name!r}: expected widths like 'conv:8-16/32/64', where '/' halves the map")
+            raise UsageError(
+                f"cannot read the backbone {name!r}: expected widths like 'conv:8-16/32/64', where '/' halves the map"
+            )
         smallest = 2 ** (len(widths) - 1)
         if min(height, width) < smallest:
-            raise UsageError(f"the backbone {name!r} needs images of at least {smallest} pixels a side, got {height}x{width}: "
-                             "use fewer stages or a larger --image-size")
+            raise UsageError(
+                f"the backbone {name!r} needs images of at least {smallest} pixels a side, got {height}x{width}: "
+                "use fewer stages or a larger --image-size"
+            )
         return ConvBackbone(channels, widths, norm)
     match = re.fullmatch(r"(resnet\d+)(?:-(\d+))?", name)
     if match is None or match[1] not in RESNETS:
         raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS])
     if norm != "batch":
-        raise UsageError(f"the backbone {name!r} has batch norm in every block: use norm = 'batch', or a 'conv:…' backbone")
+        raise UsageError(
+            f"the backbone {name!r} has batch norm in every block: use norm = 'batch', or a 'conv:…' backbone"
+        )
     return ResNet(channels, RESNETS[match[1]], width=int(match[2] or 64), small_images=min(height, width) <= 64)
 
 

@@ -26,8 +26,13 @@ FLAT = ("end-to-end", "flat-marginal")
 METHODS = ("nested", *FLAT)
 
 
-def build_model(taxonomy: Taxonomy, input_shape: tuple[int, int, int], backbone: str = "auto", method: str = "nested",
-                options: NetworkOptions | dict[str, Any] | None = None) -> Model:
+def build_model(
+    taxonomy: Taxonomy,
+    input_shape: tuple[int, int, int],
+    backbone: str = "auto",
+    method: str = "nested",
+    options: NetworkOptions | dict[str, Any] | None = None,
+) -> Model:
     """The network of ``method`` for images of ``input_shape`` (channels, height, width), with fresh weights.
 
     ``options`` are the fields of ``NetworkOptions``. The weights come from torch's global generator: seed it before.
@@ -46,8 +51,13 @@ def build_model(taxonomy: Taxonomy, input_shape: tuple[int, int, int], backbone:
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise UsageError(f"input_shape must be (channels, height, width), got {input_shape!r}")
     name = auto_backbone(input_shape) if backbone == "auto" else backbone
-    config = {"method": method, "backbone": name, "input_shape": list(input_shape),
-              "options": {"skips": options.skips, "norm": options.norm}, "rejection": False}
+    config = {
+        "method": method,
+        "backbone": name,
+        "input_shape": list(input_shape),
+        "options": {"skips": options.skips, "norm": options.norm},
+        "rejection": False,
+    }
     network = build_backbone(name, input_shape, options.norm)
     heads = taxonomy.levels[-1:] if method in FLAT else None
     return NestedModel(network, taxonomy, config, heads, options.skips, options.norm)

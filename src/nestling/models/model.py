@@ -57,6 +57,10 @@ class Model(nn.Module, ABC):
     def forward(self, images: Tensor, until: str | None = None) -> Outputs:
         """Images (b, c, h, w), normalised, to the outputs up to ``until``."""
 
+    @abstractmethod
+    def parts(self, until: str) -> list[nn.Module]:
+        """The modules that the outputs up to ``until`` are computed by."""
+
     def answers(self, outputs: Outputs, reject: bool = True) -> Answers:
         """The calibrated probabilities of every level from which, or from a finer one, ``outputs`` has logits.
 
@@ -73,8 +77,11 @@ class Model(nn.Module, ABC):
         levels = [level for level in self.taxonomy.levels if level in separate]
         real = [separate[level] / separate[level].sum(1, keepdim=True).clamp_min(1e-12) for level in levels]
         combined = real if self.flat else functional.combine_levels(real, self.taxonomy, levels)
-        return Answers(dict(zip(levels, combined, strict=True)), {level: separate[level] for level in levels},
-                       {level: rejection[level] for level in levels})
+        return Answers(
+            dict(zip(levels, combined, strict=True)),
+            {level: separate[level] for level in levels},
+            {level: rejection[level] for level in levels},
+        )
 
     @property
     def flat(self) -> bool:

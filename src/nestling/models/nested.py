@@ -33,8 +33,15 @@ class NestedModel(Model):
     norm: 'batch' or 'none', for the decoder's convolutions.
     """
 
-    def __init__(self, backbone: nn.Module, taxonomy: Taxonomy, config: dict[str, Any], heads: tuple[str, ...] | None = None,
-                 skips: bool = True, norm: str = "batch") -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        taxonomy: Taxonomy,
+        config: dict[str, Any],
+        heads: tuple[str, ...] | None = None,
+        skips: bool = True,
+        norm: str = "batch",
+    ) -> None:
         super().__init__(taxonomy, config)
         heads = heads or taxonomy.levels
         channels: tuple[int, ...] = backbone.channels  # type: ignore[assignment]
@@ -65,8 +72,11 @@ class NestedModel(Model):
     def parts(self, until: str) -> list[nn.Module]:
         """The modules that the levels up to ``until`` are computed by: (theta_j, eta_j) for j = 1..i in P_i (Section 2.2)."""
         levels = self.taxonomy.levels[: self.taxonomy.level_index(until) + 1]
-        return [self.backbone, *(self.decoder[level] for level in levels if level in self.decoder),
-                *(self.head[level] for level in levels if level in self.head)]
+        return [
+            self.backbone,
+            *(self.decoder[level] for level in levels if level in self.decoder),
+            *(self.head[level] for level in levels if level in self.head),
+        ]
 
     def forward(self, images: Tensor, until: str | None = None) -> Outputs:
         maps = self.backbone(images)

@@ -48,8 +48,14 @@ class ResNet(nn.Module):
         stages, previous = [], width
         for number, count in enumerate(blocks):
             outputs = width * 2**number
-            stages.append(nn.Sequential(*(BasicBlock(previous if i == 0 else outputs, outputs, 2 if number and i == 0 else 1)
-                                          for i in range(count))))
+            stages.append(
+                nn.Sequential(
+                    *(
+                        BasicBlock(previous if i == 0 else outputs, outputs, 2 if number and i == 0 else 1)
+                        for i in range(count)
+                    )
+                )
+            )
             previous = outputs
         self.stages = nn.ModuleList(stages)
         self.channels = tuple(width * 2**number for number in range(len(blocks)))

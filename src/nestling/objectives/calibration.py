@@ -153,6 +153,17 @@ def fit_temperature(
     )
 
 
+def negative_log_likelihood(probabilities: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...]) -> float:
+    """The mean over levels of the mean, over the rows known there, of -log of the true class's probability; in nats."""
+    losses = []
+    for level, p in probabilities.items():
+        target = labels[:, levels.index(level)]
+        known = target >= 0
+        if known.any():
+            losses.append(-p[known].gather(1, target[known, None]).clamp_min(1e-12).log().mean())
+    return float(torch.stack(losses).mean()) if losses else float("nan")
+
+
 def uniform_on_positive_sphere(num: int, dim: int, generator: torch.Generator | None = None) -> Tensor:
     """Synthetic bottlenecks of unknown inputs: uniform in [0, 1]^dim, then L2-normalised.
 

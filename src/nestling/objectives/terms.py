@@ -101,7 +101,9 @@ class MarginalCrossEntropy(Term):
         self.depth = taxonomy.level_index(output) + 1
 
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        values = functional.marginal_cross_entropy(outputs.logits[self.name].float(), batch.labels, self.taxonomy, level=self.name)
+        values = functional.marginal_cross_entropy(
+            outputs.logits[self.name].float(), batch.labels, self.taxonomy, level=self.name
+        )
         return values, (batch.labels[:, : self.depth] >= 0).any(1).float()
 
 
@@ -133,5 +135,7 @@ class RejectionCrossEntropy(Term):
         real = F.cross_entropy(logits, labels.clamp_min(0), reduction="none")
         synthetic = uniform_on_positive_sphere(len(labels) * self.ratio, features.shape[1]).to(features.device)
         rejected = torch.full((len(synthetic),), logits.shape[1] - 1, device=features.device)
-        synthetic_loss = F.cross_entropy(self.calibration.rejection_logits(self.head, synthetic), rejected, reduction="none")
+        synthetic_loss = F.cross_entropy(
+            self.calibration.rejection_logits(self.head, synthetic), rejected, reduction="none"
+        )
         return (real + synthetic_loss.view(len(labels), -1).sum(1)) / (1 + self.ratio), known.float()

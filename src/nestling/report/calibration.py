@@ -68,9 +68,9 @@ def reliability(content: Content) -> Figure | None:
     span = across * side + (across - 1) * gap
     head = 0.22 * legend_rows(list(methods), WIDTH - left)[1] + 0.1
     figure = canvas(head + down * block, WIDTH)
-    legend(figure, methods, left, WIDTH - left)
+    start = max(left, (WIDTH - span) / 2)
+    legend(figure, methods, start if len(methods) == 1 else left, WIDTH - left)
     top, histograms = 1, []
-    start = left + max(0.0, (WIDTH - left - span) / 2) * (across > 2)
     for i, level in enumerate(levels):
         x = start + (i % across) * (side + gap)
         y = (down - 1 - i // across) * block + 0.5

@@ -129,7 +129,7 @@ def _calibration(content: Content) -> list[str]:
 
 def _worse(content: Content) -> list[str]:
     """Where a baseline is better, plainly: beyond noise first, then where only its mean is."""
-    main, sure, unsure, decided = main_method(content), [], [], set()
+    main, finest, sure, unsure, decided = main_method(content), summary.level_names(content)[-1], [], [], set()
     for c in content.metrics.get("comparisons") or []:
         metric, where, rival = str(c["metric"]), summary.condition_of(c), str(c["baseline"])
         decided.add((rival, c.get("level"), metric, where))
@@ -140,17 +140,16 @@ def _worse(content: Content) -> list[str]:
         result = summary.outcome(content, c)
         if result == "worse":
             sure.append(f"- **{md(rival)} is better.** {text}")
-        elif result == "open" and "accuracy" in metric and c["difference"] < 0:
+        elif result == "open" and metric == "accuracy" and c.get("level") == finest and c["difference"] < 0:
             unsure.append(f"- {md(rival)} may be better; the difference is within noise. {text}")
     for where, methods in summary.conditions(content).items():
-        for level in summary.level_names(content)[-1:]:
-            ours = summary.number(summary.at_level(methods.get(main) or {}, level), "accuracy")
-            for rival, entry in methods.items():
-                theirs = summary.number(summary.at_level(entry, level), "accuracy")
-                if theirs > ours and (rival, level, "accuracy", where) not in decided:
-                    figures = f"{100 * theirs:.1f} % against {100 * ours:.1f} %"
-                    what = f"has the higher accuracy, {md(level)}, {md(where)}: {figures}"
-                    unsure.append(f"- {md(rival)} {what} (no interval was computed).")
+        ours = summary.number(summary.at_level(methods.get(main) or {}, finest), "accuracy")
+        for rival, entry in methods.items():
+            theirs = summary.number(summary.at_level(entry, finest), "accuracy")
+            if theirs > ours and (rival, finest, "accuracy", where) not in decided:
+                figures = f"{100 * theirs:.1f} % against {100 * ours:.1f} %"
+                what = f"has the higher accuracy, {md(finest)}, {md(where)}: {figures}"
+                unsure.append(f"- {md(rival)} {what} (no interval was computed).")
     return sure + unsure
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nestling.report.content import Content, main_method, plain, shorten
@@ -23,15 +24,39 @@ from nestling.report.summary import (
 )
 
 ROW, PANELS = 0.3, 2
+Row = tuple[str, str, str]
+"""Baseline, level, condition."""
 OUTCOMES = {"better": (BETTER, "o"), "worse": (WORSE, "X"), "open": (NEUTRAL, "D")}
 
 
-def _unit(metric: str) -> tuple[float, str]:
-    return (1.0, "edges") if "distance" in metric else (100.0, "percentage points")
-
-
-def _row(comparison: Mapping[str, Any]) -> tuple[str, str, str]:
+def _row(comparison: Mapping[str, Any]) -> Row:
     return str(comparison["baseline"]), str(comparison.get("level") or ""), condition_of(comparison)
+
+
+def _panel(axes: Axes, content: Content, comparisons: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> None:
+    """One metric: a dot and an interval per row, its numbers to the right of the axes."""
+    metric, ends = str(comparisons[0]["metric"]), [0.0]
+    scale, unit, digits = (1.0, "edges", 2) if "distance" in metric else (100.0, "percentage points", 1)
+    for comparison in comparisons:
+        y = rows.index(_row(comparison))
+        middle, low, high = (scale * value for value in (comparison["difference"], *comparison["interval"]))
+        colour, marker = OUTCOMES[outcome(content, comparison)]
+        axes.plot([low, high], [y, y], color=colour, linewidth=2.4, solid_capstyle="butt")
+        axes.plot([middle], [y], marker=marker, color=colour, markersize=7.5, markeredgecolor="white")
+        text = f"{middle:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]".replace("-", "−")
+        axes.annotate(text, (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      va="center", fontsize=8, color=INK)  # fmt: skip
+        ends += [low, high]
+    pad = 0.08 * (max(ends) - min(ends)) or 1.0
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set(xlim=(min(ends) - pad, max(ends) + pad), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
+    axes.grid(axis="y", visible=False)
+    for k in range(1, len(rows)):
+        if rows[k][0] != rows[k - 1][0]:
+            axes.axhline(k - 0.5, color=NEUTRAL, linewidth=0.6, linestyle=":")
+    way = "" if metric == "overconfidence" else f" ({'right' if higher_is_better(metric) else 'left'} is better)"
+    axes.set_title(METRICS.get(metric, plain(metric)) + way)
+    axes.set_xlabel(f"{shorten(main_method(content), 24)} minus baseline ({unit})")
 
 
 def forest(content: Content) -> Figure | None:
@@ -40,42 +65,30 @@ def forest(content: Content) -> Figure | None:
     if not comparisons:
         return None
     metrics = list(dict.fromkeys(str(c["metric"]) for c in comparisons))
-    rows = list(dict.fromkeys(_row(c) for c in comparisons))
-    baselines = list(dict.fromkeys(row[0] for row in rows))
-    rows.sort(key=lambda row: (baselines.index(row[0]), row[2] != "clean", row[2]))
-    labels = [shorten(" · ".join(x for x in row if x not in ("", "clean")), 44) for row in rows]
-    left = min(0.35 + 0.074 * max(map(len, labels)), 3.4)
-    across = min(PANELS, len(metrics))
-    down = -(-len(metrics) // across)
-    height = ROW * len(rows) + 0.95
-    figure = canvas(down * height + 0.05)
-    numbers, gap = 1.35, 0.15
-    width = (WIDTH - left - across * numbers - (across - 1) * gap) / across
-    for i, metric in enumerate(metrics):
-        x = left + (i % across) * (width + numbers + gap)
-        axes = place(figure, x, (down - 1 - i // across) * height + 0.55, width, ROW * len(rows))
-        scale, unit = _unit(metric)
-        ends = [0.0]
-        for comparison in (c for c in comparisons if c["metric"] == metric):
-            y = rows.index(_row(comparison))
-            middle, (low, high) = scale * comparison["difference"], (scale * v for v in comparison["interval"])
-            colour, marker = OUTCOMES[outcome(content, comparison)]
-            axes.plot([low, high], [y, y], color=colour, linewidth=2.4, solid_capstyle="butt")
-            axes.plot([middle], [y], marker=marker, color=colour, markersize=6)
-            text = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
-            axes.annotate(text, (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                          va="center", fontsize=8, color=INK)  # fmt: skip
-            ends += [low, high]
-        pad = 0.08 * (max(ends) - min(ends)) or 1.0
-        axes.axvline(0, color=INK, linewidth=1)
-        axes.set(xlim=(min(ends) - pad, max(ends) + pad), ylim=(len(rows) - 0.5, -0.5), yticks=range(len(rows)))
-        axes.set_yticklabels(labels if i % across == 0 else [])
-        axes.grid(axis="y", visible=False)
-        for edge in np.flatnonzero([rows[k][0] != rows[k - 1][0] for k in range(1, len(rows))]):
-            axes.axhline(edge + 0.5, color=NEUTRAL, linewidth=0.6, linestyle=":")
-        way = "" if metric == "overconfidence" else f" ({'right' if higher_is_better(metric) else 'left'} is better)"
-        axes.set_title(METRICS.get(metric, plain(metric)) + way)
-        axes.set_xlabel(f"{plain(main_method(content))} minus baseline ({unit})")
+    baselines = list(dict.fromkeys(_row(c)[0] for c in comparisons))
+    bands: list[tuple[list[str], list[Row]]] = []
+    for metric in metrics:
+        rows = list(dict.fromkeys(_row(c) for c in comparisons if c["metric"] == metric))
+        rows.sort(key=lambda row: (baselines.index(row[0]), row[2] != "clean", row[2]))
+        beside = next((shown for shown, theirs in bands if theirs == rows and len(shown) < PANELS), None)
+        if beside is None:
+            bands.append(([metric], rows))
+        else:
+            beside.append(metric)
+    labels = {
+        row: shorten(" · ".join(x for x in row if x not in ("", "clean")), 44) for _, rows in bands for row in rows
+    }
+    left = min(0.35 + 0.074 * max(map(len, labels.values())), 3.4)
+    numbers, gap, frame = 1.45, 0.12, 0.95
+    bottom = sum(ROW * len(rows) + frame for _, rows in bands)
+    figure = canvas(bottom)
+    for shown, rows in bands:
+        bottom -= ROW * len(rows) + frame
+        width = (WIDTH - left - gap * (len(shown) - 1)) / len(shown) - numbers
+        for i, metric in enumerate(shown):
+            axes = place(figure, left + i * (width + numbers + gap), bottom + 0.5, width, ROW * len(rows))
+            _panel(axes, content, [c for c in comparisons if c["metric"] == metric], rows)
+            axes.set_yticklabels([labels[row] for row in rows] if i == 0 else [])
     return figure
 
 

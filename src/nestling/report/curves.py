@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,11 +77,12 @@ def _draw(axes: Axes, runs: Sequence[Curve], starts: np.ndarray, name: str, colo
 
 def is_loss(name: str) -> bool:
     """Whether a metric shares the axes of the loss."""
-    return "loss" in name or "nll" in name
+    return re.search(r"\b(loss|nll)\b", name) is not None
 
 
 def _level_of(name: str, levels: Sequence[str]) -> str:
-    return next((level for level in sorted(levels, key=len, reverse=True) if level in name), "")
+    longest_first = sorted(levels, key=len, reverse=True)
+    return next((level for level in longest_first if re.search(rf"(?<!\w){re.escape(level)}(?!\w)", name)), "")
 
 
 def _looks(names: Sequence[str], levels: Sequence[str]) -> dict[str, tuple[str, str, bool]]:
@@ -153,10 +155,10 @@ def training(content: Content) -> Figure | None:
             for name in shown:
                 _draw(axes, group, starts, name, *looks[name][1:])
             axes.set(xlabel="epoch", ylabel=label)
-            axes.set_title(shorten(method, 40), pad=17)
-            if key and x == left:
-                axes.annotate(shorten(key, 150), (1, 1), (0, 19), xycoords="axes fraction", textcoords="offset points",
-                              fontsize=8, color=MUTED)  # fmt: skip
+            if x == left:
+                axes.set_title(shorten(method, 40), pad=17)
+                figure.text((x + width) / WIDTH, (y + PLOT + 0.26) / figure.get_figheight(), shorten(key, 92),
+                            fontsize=8, color=MUTED)  # fmt: skip
             right += [axes] if x > left else []
     lowest = min((axes.get_ylim()[0] for axes in right), default=0.0)
     for axes in right:

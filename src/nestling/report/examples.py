@@ -75,7 +75,8 @@ def card(example: Example, levels: Sequence[str]) -> Card:
         known = k < len(truth) and truth[k] != ""
         percent = 100 * min(max(float(confidence), 0.0), 1.0) if np.isfinite(confidence) else 0.0
         steps.append(Step(level, name, percent, truth[k] == name if known else None, answer.get("level") == level))
-    uri, pixelated = png_uri(example.image) if example.image is not None else ("", False)
+    pictured = example.image is not None and np.ndim(example.image) in (2, 3)
+    uri, pixelated = png_uri(np.asarray(example.image)) if pictured else ("", False)
     right = next((step.right for step in steps if step.answered), None)
     names = " › ".join(name for name in truth if name) or "not labelled"
     answered, level = str(answer.get("class", "")), str(answer.get("level", ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.resources import files
 
@@ -95,7 +96,7 @@ def render(content: Content) -> str:
         main=main,
         finest=levels[-1] if levels else "",
         headline=summary.headline(content),
-        verdict=str(content.metrics.get("verdict") or "").splitlines(),
+        verdict=re.split(r"(?<=\.)\s+", str(content.metrics.get("verdict") or "").strip()),
         race=_race(content),
         sureness=summary.sureness(content),
         sure=f"{100 * summary.SURE:.0f} %",
@@ -104,7 +105,7 @@ def render(content: Content) -> str:
         columns=columns,
         measured={key for _, _, _, key in columns},
         compared=len(summary.method_entries(content)) > 1,
-        signed=any(c.get("metric") == "overconfidence" for c in content.metrics.get("comparisons") or []),
+        compared_by={str(c.get("metric")) for c in content.metrics.get("comparisons") or []},
         turbulence=any(name.startswith("turbulence") for name in summary.conditions(content)),
         num_seeds=num_seeds,
         figures=_figures(content),

@@ -106,9 +106,11 @@ def _block(
         light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 0.5
         axes.text(a + 0.06, (top + bottom) / 2, _label(node, b - a, bottom - top, size), va="center", fontsize=size,
                   color=INK if light else "white", linespacing=1.15)  # fmt: skip
-    edge = 0.6 if len(shown) <= 2 * LABELLED else 0.15 if len(shown) <= 3 * LABELLED else 0.0
+    edges = [0.6 if box[2][1] - box[1][1] > 0.08 else 0.0 for box in boxes]
     many = len(shown) > 3 * LABELLED
-    axes.add_collection(PolyCollection(boxes, facecolors=colours, edgecolors=NEUTRAL, linewidths=edge, rasterized=many))
+    axes.add_collection(
+        PolyCollection(boxes, facecolors=colours, edgecolors=NEUTRAL, linewidths=edges, rasterized=many)
+    )
     axes.set(xlim=(0, lefts[-1]), ylim=((span[1] - span[0]) * line, 0))
     axes.axis("off")
 
@@ -129,7 +131,7 @@ def icicle(content: Content) -> Figure | None:
         share[-1] = 0.5
     widths = width * share / share.sum()
     worst = min(node.correct / node.count for node in found if node.count)
-    norm = Normalize(min(10 * np.floor(10 * worst), 90), 100)
+    norm = Normalize(min(10 * np.floor(10 * worst), 80), 100)
     figure = canvas(head + lines * line + foot)
     height = head + lines * line + foot
     for i, span in enumerate(blocks):

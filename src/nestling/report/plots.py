@@ -73,7 +73,7 @@ class Look:
 def looks(methods: Sequence[str]) -> dict[str, Look]:
     """A look per method; the first is the main one."""
     return {
-        name: Look(PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)], 2.2 if i == 0 else 1.3)
+        name: Look(PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)], 2.2 if i == 0 else 1.3)
         for i, name in enumerate(methods)
     }
 

@@ -13,12 +13,14 @@ from nestling.report.content import Content, main_method
 SURE = 0.9
 """The confidence from which a level is answered when no risk is given."""
 
+FEW_ROWS = 5
 METRICS = {
     "accuracy": "Accuracy",
     "overconfidence": "Overconfidence",
     "ece": "ECE",
     "tree_distance": "Mistake distance",
     "agreement": "Agreement of levels",
+    "calibration gap": "Calibration gap",
 }
 
 
@@ -199,10 +201,15 @@ def headline(content: Content) -> Headline:
         text = f"{what}: {by} more than the best baseline, {best} ({100 * rivals[best]:.1f} %)."
         return Headline("won", f"{main} wins", text)
     beaten = [m for m in rivals if verdicts[m] == "won"]
-    level = [f"{m} ({100 * rivals[m]:.1f} %)" for m in rivals if verdicts[m] == "open"]
-    ahead = f" It is clearly ahead of {' and '.join(beaten)}." if beaten else ""
-    text = f"{main}: {what}; the difference to {' and '.join(level)} is within noise.{ahead}"
+    close = [f"{m} ({100 * rivals[m]:.1f} %)" for m in rivals if verdicts[m] == "open"]
+    ahead = f" It is clearly ahead of {_enumerate(beaten)}." if beaten else ""
+    text = f"{main}: {what}; the difference to {_enumerate(close)} is within noise.{ahead}"
     return Headline("open", "No clear winner", text)
+
+
+def _enumerate(names: list[str], limit: int = 3) -> str:
+    shown = names if len(names) <= limit else [*names[: limit - 1], f"{len(names) - limit + 1} more"]
+    return " and ".join(x for x in (", ".join(shown[:-1]), shown[-1]) if x)
 
 
 @dataclass(frozen=True)
@@ -247,4 +254,5 @@ def weakest(content: Content, limit: int = 5) -> list[tuple[str, float, int]]:
     names = content.taxonomy.classes[levels[-1]]
     correct, count = (np.asarray(x)[: len(names)] for x in content.node_accuracy[levels[-1]])
     rows = [(names[i], float(correct[i] / count[i]), int(count[i])) for i in range(len(count)) if count[i]]
-    return sorted(rows, key=lambda row: (row[1], -row[2]))[:limit]
+    telling = [row for row in rows if row[2] >= FEW_ROWS]  # 0 % of one row says nothing
+    return sorted(telling if len(telling) >= limit else rows, key=lambda row: (row[1], -row[2]))[:limit]

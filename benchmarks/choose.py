@@ -1,0 +1,183 @@
+"""Choose settings on held-out *training* rows: ``python benchmarks/choose.py demo|defaults``. Test rows are never read.
+
+demo       recipes of ``nestling demo``: five folds of the 1,347 training digits.
+defaults   the default of nested learning: mnist and fashion_mnist, 6,000 training rows with 2 % and 10 % fine labels,
+           scored on the next 4,000 training rows; needs NESTLING_DATA.
+
+Every training is kept in runs/choose and read back, so that a second call goes on. Writes results/<what>-choice.json.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from nestling.commands.finish import default_distortions, score
+from nestling.commands.jobs import Job, run_jobs
+from nestling.data.dataset import LabelledData
+from nestling.data.sources import load_data
+from nestling.engine.fit import fit
+from nestling.engine.runtime import Runtime
+from nestling.evaluate.compare import excess, gap
+from nestling.evaluate.measure import CLEAN
+from nestling.files import write_json
+from nestling.methods import EndToEnd, FlatMarginal, Nested, Optimizer, Recipe
+from nestling.provenance import commit, hardware, versions
+
+RUNS = Path("runs/choose")
+RATES = (1e-3, 3e-3, 1e-2)
+
+
+def digits_candidates() -> dict[str, Recipe]:
+    """Every method at every rate, 600 steps of 64 rows; nested learning as in the paper and with what was added."""
+    flat = {"epochs": 60, "steps_per_epoch": 10, "batch_size": 64, "patience": None}
+    found: dict[str, Recipe] = {}
+    for rate in RATES:
+        optimizer = Optimizer(lr=rate)
+        found[f"end-to-end lr={rate}"] = EndToEnd(**flat, optimizer=optimizer)
+        found[f"flat-marginal lr={rate}"] = FlatMarginal(**flat, optimizer=optimizer)
+        for epochs, marginal in product(((10, 10, 40), (5, 5, 50)), (True, False)):
+            found[f"nested lr={rate} epochs={epochs} marginal={marginal}"] = Nested(
+                **flat | {"epochs": epochs},
+                optimizer=optimizer,
+                marginal=marginal,
+                balance="levels" if marginal else "rows",
+                calibration="both",
+            )
+    return found
+
+
+def digits_fold(fold: int) -> tuple[LabelledData, LabelledData]:
+    """Four fifths of the training digits, labelled as in the demo, and the fifth that scores."""
+    data = load_data("digits", "train")
+    held = np.arange(len(data)) % 5 == fold
+    return data.subset(~held).keep({"middle": 0.4, "fine": 0.1}, seed=fold), data.subset(held)
+
+
+def default_candidates() -> dict[str, Recipe]:
+    """The paper's cascade, what balance and the marginal loss add, and the rivals; equal steps (800 of 64 rows)."""
+    steps = {"steps_per_epoch": 20, "batch_size": 64, "patience": None, "optimizer": Optimizer(lr=3e-3)}
+    cascade = {**steps, "epochs": (7, 8, 25), "calibration": "both"}
+    return {
+        "nested, the paper's": Nested(**cascade, marginal=False, balance="rows"),
+        "nested, balanced": Nested(**cascade, marginal=False, balance="levels"),
+        "nested, marginal": Nested(**cascade, marginal=True, balance="rows"),
+        "nested, marginal, balanced": Nested(**cascade, marginal=True, balance="levels"),
+        "end-to-end": EndToEnd(**steps, epochs=40),
+        "flat-marginal": FlatMarginal(**steps, epochs=40),
+    }
+
+
+def image_rows(source: str, fine: float, seed: int) -> tuple[LabelledData, LabelledData]:
+    """6,000 training rows, labelled in part, and 4,000 others that score."""
+    data = load_data(source, "train")
+    start = 10_000 * seed
+    train = data.subset(np.arange(start, start + 6000)).keep({"middle": max(0.2, fine), "fine": fine}, seed)
+    return train, data.subset(np.arange(start + 6000, start + 10_000))
+
+
+def train_one(what: str, setting: str, name: str, recipe: Recipe, seed: int) -> None:
+    """Train one candidate on one fold or seed, in its own folder."""
+    train, _ = rows(what, setting, seed)
+    fit(recipe, train, out=folder(what, setting, name, seed), seed=seed, precision="fp32", verbose=False)
+
+
+def rows(what: str, setting: str, seed: int) -> tuple[LabelledData, LabelledData]:
+    """Training and scoring rows."""
+    if what == "demo":
+        return digits_fold(seed)
+    source, fine = setting.split(" ")
+    return image_rows(source, float(fine), seed)
+
+
+def folder(what: str, setting: str, name: str, seed: int) -> Path:
+    """Where a training is kept."""
+    return RUNS / what / setting.replace(" ", "-") / name.replace(" ", "_") / str(seed)
+
+
+def scores(what: str, setting: str, name: str, recipe: Recipe, seeds: list[int]) -> Iterator[dict]:
+    """A row of the table for every way in which the candidate can answer (with and without rejection; CRM)."""
+    collected: dict[str, list] = {}
+    for seed in seeds:
+        train, held = rows(what, setting, seed)
+        run = fit(recipe, train, out=folder(what, setting, name, seed), seed=seed, precision="fp32", verbose=False)
+        distortions = default_distortions(run.preprocessing.height)
+        for way, m in score(recipe.method, run, held, Runtime.choose("cpu", "fp32"), distortions).items():
+            finest = held.taxonomy.levels[-1]
+            per_level = {level: m.correct(held, level).mean() for level in held.taxonomy.levels}
+            warped = [m.correct(held, finest, c).mean() for c in m.decisions if c != CLEAN]
+            gaps = {c: gap(excess([m], held, finest, [c])) for c in m.decisions}
+            likelihood = -np.log(
+                np.clip(
+                    np.where(m.correct(held, finest) > 0, m.confidence(held, finest), 1 - m.confidence(held, finest)),
+                    1e-6,
+                    1,
+                )
+            ).mean()
+            collected.setdefault(way, []).append(
+                {
+                    **per_level,
+                    "distorted": np.mean(warped),
+                    "gap": gaps.pop(CLEAN),
+                    "gap distorted": np.mean(list(gaps.values())),
+                    "nll of right or wrong": likelihood,
+                }
+            )
+    for way, found in collected.items():
+        mean = {key: round(float(np.mean([f[key] for f in found])), 4) for key in found[0]}
+        std = (
+            {key: round(float(np.std([f[key] for f in found], ddof=1)), 4) for key in found[0]}
+            if len(found) > 1
+            else {}
+        )
+        yield {"setting": setting, "candidate": name, "answers": way, "n": len(found), "mean": mean, "std": std}
+
+
+def main(what: str) -> None:
+    """Train every candidate that is not trained yet, score, and write the table."""
+    began = time.monotonic()
+    candidates = digits_candidates() if what == "demo" else default_candidates()
+    settings = ["digits"] if what == "demo" else [f"{s} {f}" for s in ("mnist", "fashion_mnist") for f in (0.02, 0.1)]
+    seeds = list(range(5 if what == "demo" else 3))
+    jobs = [
+        Job(f"{setting} {name} {seed}", train_one, (what, setting, name, recipe, seed))
+        for setting in settings
+        for seed in seeds
+        for name, recipe in candidates.items()
+        if not (
+            folder(what, setting, name, seed)
+            / "stages"
+            / f"{3 + 1 if recipe.method == 'nested' else 1:02d}-temperature"
+        ).exists()
+    ]
+    run_jobs(jobs, lambda text: print(text, flush=True))
+    table = [
+        row
+        for setting in settings
+        for name, recipe in candidates.items()
+        for row in scores(what, setting, name, recipe, seeds)
+    ]
+    for row in table:
+        print(row["setting"], "|", row["candidate"], "|", row["answers"], "|", row["mean"], flush=True)
+    write_json(
+        f"results/{what}-choice.json",
+        {
+            "name": f"{what}-choice",
+            "seeds": seeds,
+            "table": table,
+            "command": f"python benchmarks/choose.py {what}",
+            "commit": commit(),
+            "hardware": hardware(),
+            "versions": versions(),
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,124 @@
+"""What every training command ends with: scores on test rows, comparisons, the bundle, metrics.json and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nestling.bundle import save_bundle
+from nestling.data.dataset import LabelledData
+from nestling.engine.fit import Run
+from nestling.engine.runfolder import RunFolder
+from nestling.engine.runtime import Runtime
+from nestling.evaluate.compare import compare, verdict
+from nestling.evaluate.measure import Measurement, mean_over_seeds, measure, outputs_of
+from nestling.files import write_json, write_text
+from nestling.provenance import provenance
+from nestling.report import render, render_card
+from nestling.report.gather import gather
+
+FINISHED = "report.html"
+"""Written last: a run folder that holds it is finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """All that the end of a run needs."""
+
+    folder: RunFolder
+    method: str
+    runs: Mapping[str, Sequence[Run]]
+    """Per method one run for each seed; the first of ``method`` becomes the bundle."""
+    seeds: Sequence[int]
+    test: LabelledData
+    source: str
+    device: str
+    about: Mapping[str, Any]
+    """What the bundle remembers of the options."""
+    notes: Sequence[str]
+    seconds: float
+
+
+def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
+    """Evaluate and write; the report goes last, since it marks the run as finished. Returns the metrics."""
+    runtime = Runtime.choose(end.device, "fp32")
+    measurements: dict[str, list[Measurement]] = {}
+    for method, runs in end.runs.items():
+        for run in runs:
+            for name, measurement in score(method, run, end.test, runtime, distortions).items():
+                measurements.setdefault(name, []).append(measurement)
+    main = end.runs[end.method][0]
+    metrics = summarise(end, measurements)
+    content = gather(
+        title=f"{end.method} on {end.source}",
+        source=end.source,
+        metrics=metrics,
+        method=end.method,
+        runs=end.runs,
+        seeds=end.seeds,
+        measurements=measurements,
+        test=end.test,
+        model=main.model,
+        notes=end.notes,
+        preprocessing=main.preprocessing,
+    )
+    card = render_card(
+        name=f"{end.source}-{end.method}",
+        taxonomy=end.test.taxonomy,
+        metrics=metrics,
+        settings=main.decisions,
+        source=end.source,
+        label_budget=end.about.get("known"),
+    )
+    save_bundle(
+        end.folder.path / "model",
+        main.model,
+        main.preprocessing,
+        card,
+        source=end.source,
+        seed=end.seeds[0],
+        **end.about,
+    )
+    write_json(end.folder.path / "metrics.json", metrics)
+    write_text(end.folder.path / FINISHED, render(content))
+    return metrics
+
+
+def score(
+    method: str, run: Run, test: LabelledData, runtime: Runtime, distortions: Sequence[str]
+) -> dict[str, Measurement]:
+    """The measurements of one run: flat + marginal is decided anew by CRM, and a rejection layer is scored without it too."""
+    outputs = outputs_of(run.model, run.preprocessing, test, runtime, distortions)
+    scores = {method: measure(run.model, outputs, test)}
+    if run.model.config["rejection"]:
+        scores[f"{method} (temperature only)"] = measure(run.model, outputs, test, reject=False)
+    if method == "flat-marginal":
+        scores["flat-crm"] = measure(run.model, outputs, test, least_distance=True)
+    return scores
+
+
+def summarise(end: Finish, measurements: Mapping[str, Sequence[Measurement]]) -> dict[str, Any]:
+    """The content of metrics.json."""
+    metrics = mean_over_seeds([m.metrics for m in measurements[end.method]])
+    rivals = {name: list(found) for name, found in measurements.items() if name != end.method}
+    if rivals:
+        metrics["methods"] = {name: mean_over_seeds([m.metrics for m in found]) for name, found in rivals.items()}
+        baselines = {name: found for name, found in rivals.items() if not name.startswith(end.method)}
+        metrics["comparisons"] = compare(measurements[end.method], baselines, end.test)
+        metrics["verdict"] = verdict(end.method, metrics["comparisons"], metrics["levels"][-1]["name"], len(end.seeds))
+    if len(end.seeds) > 1:
+        metrics["seeds"] = [
+            {"seed": seed, **{name: found[number].metrics for name, found in measurements.items()}}
+            for number, seed in enumerate(end.seeds)
+        ]
+    validation = [run.metrics for run in end.runs[end.method]]
+    return metrics | {"validation": validation[0]} | provenance(end.method, end.seeds[0], end.seconds)
+
+
+def default_distortions(side: int) -> list[str]:
+    """What a run is scored under beside clean rows: two strengths of turbulence, sized for images of ``side`` pixels."""
+    if side <= 16:
+        return ["turbulence:1,0.25", "turbulence:1,0.5"]
+    scale = max(round(side / 32), 1)
+    return [f"turbulence:{2 * scale},{strength * scale:g}" for strength in (0.5, 1)]

@@ -1,0 +1,57 @@
+"""What a recipe will do, found by walking through its stages without training."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+
+from nestling.data.dataset import LabelledData
+from nestling.data.loader import RowOrder
+from nestling.methods.recipe import Recipe, Stage
+from nestling.models.model import Model
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage to come."""
+
+    name: str
+    epochs: int
+    steps: int
+    """In all, at most."""
+    num_rows: int
+    num_trainable: int
+    """Parameters."""
+    chosen: bool
+    """Whether validation rows choose the epoch, as in every stage that trains the network."""
+
+
+def plan(recipe: Recipe, model: Model, data: LabelledData) -> list[StagePlan]:
+    """The stages of ``recipe``, walked through on a throw-away copy on the meta device.
+
+    Raises whatever the recipe would raise later: a level without labels, a wrong number of values per stage.
+    """
+    ghost = copy.deepcopy(model).to("meta")
+    return [describe(stage) for stage in recipe.stages(ghost, data)]
+
+
+def describe(stage: Stage) -> StagePlan:
+    """The plan of one stage."""
+    rows = np.arange(len(stage.data)) if stage.rows is None else stage.rows
+    trainable = sum(p.numel() for module in stage.trainable for p in module.parameters())
+    steps = order_of(stage, 0).steps if stage.epochs else 0
+    return StagePlan(stage.name, stage.epochs, stage.epochs * steps, len(rows), trainable, stage.select is not None)
+
+
+def order_of(stage: Stage, key: int) -> RowOrder:
+    """The order in which a stage sees its rows; ``key`` is derived from the run's seed and the stage's number."""
+    finest = stage.data.finest_known()
+    return RowOrder(
+        finest if stage.rows is None else finest[stage.rows],
+        stage.batch_size,
+        stage.balance,
+        stage.steps_per_epoch,
+        key,
+    )

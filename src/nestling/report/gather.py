@@ -1,0 +1,128 @@
+"""From runs and measurements to the content of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from nestling.data.dataset import LabelledData
+from nestling.data.transforms import Preprocessing
+from nestling.engine.fit import Run
+from nestling.engine.runtime import Runtime
+from nestling.evaluate.decide import describe_paths
+from nestling.evaluate.measure import CLEAN, Measurement, outputs_of
+from nestling.models.model import Model
+from nestling.report.content import Content, Curve, Example
+
+NUM_EXAMPLES = 24
+
+
+def gather(
+    *,
+    title: str,
+    source: str,
+    metrics: Mapping[str, Any],
+    method: str,
+    runs: Mapping[str, Sequence[Run]],
+    seeds: Sequence[int],
+    measurements: Mapping[str, Sequence[Measurement]],
+    test: LabelledData,
+    model: Model,
+    preprocessing: Preprocessing,
+    notes: Sequence[str],
+) -> Content:
+    """Everything that the report of a training command shows."""
+    return Content(
+        title=title,
+        source=source,
+        metrics=metrics,
+        method=method,
+        taxonomy=test.taxonomy,
+        notes=notes,
+        curves=[curve(name, seed, run) for name, found in runs.items() for seed, run in zip(seeds, found, strict=True)],
+        reliability={name: reliability(found, test) for name, found in measurements.items() if len(test)},
+        node_accuracy=node_accuracy(measurements[method], test),
+        examples=examples(model, preprocessing, test),
+        settings=runs[method][0].decisions,
+    )
+
+
+def curve(method: str, seed: int, run: Run) -> Curve:
+    """One value per epoch, over all stages."""
+    history = run.history
+    levels = {level for record in history for level in record.get("accuracy", {})}
+    metrics: dict[str, list[float | None]] = {"validation loss": [record.get("validation loss") for record in history]}
+    for level in model_levels(run, levels):
+        metrics[f"{level} accuracy"] = [record.get("accuracy", {}).get(level) for record in history]
+    return Curve(
+        method=method,
+        seed=seed,
+        stage_of_epoch=[record["stage"] for record in history],
+        epochs=list(range(1, len(history) + 1)),
+        loss=[record["loss"] for record in history],
+        metrics=metrics,
+    )
+
+
+def model_levels(run: Run, levels: set[str]) -> list[str]:
+    """``levels`` in the order of the taxonomy."""
+    return [level for level in run.model.taxonomy.levels if level in levels]
+
+
+def reliability(found: Sequence[Measurement], test: LabelledData) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Level -> (confidence, correct), the rows of all seeds one after the other."""
+    return {
+        level: (
+            np.concatenate([m.confidence(test, level) for m in found]),
+            np.concatenate([m.correct(test, level) for m in found]) > 0,
+        )
+        for level in found[0].decisions[CLEAN].columns
+    }
+
+
+def node_accuracy(found: Sequence[Measurement], test: LabelledData) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Level -> (right rows, rows) per class, over all seeds."""
+    result = {}
+    for level in found[0].decisions[CLEAN].columns:
+        labels = test.labels[:, test.taxonomy.level_index(level)]
+        known, width = labels[labels >= 0], len(test.taxonomy.classes[level])
+        right = sum(np.bincount(known, weights=m.correct(test, level), minlength=width) for m in found)
+        result[level] = np.asarray(right).round().astype(int), np.bincount(known, minlength=width) * len(found)
+    return result
+
+
+def examples(model: Model, preprocessing: Preprocessing, test: LabelledData) -> list[Example]:
+    """Test rows with what the model says: the least sure third of them, and others at even distances."""
+    if not len(test):
+        return []
+    shown = test.subset(np.arange(min(len(test), 2000)))
+    runtime = Runtime.choose(str(next(model.parameters()).device.type), "fp32")
+    with torch.no_grad():
+        answers = model.answers(outputs_of(model, preprocessing, shown, runtime)[CLEAN])
+    described = describe_paths(answers, model.taxonomy, model.flat)
+    sureness = np.array([d["confidence"][-1] for d in described])
+    unsure = np.argsort(sureness, kind="stable")[: NUM_EXAMPLES // 3]
+    others = np.setdiff1d(np.linspace(0, len(shown) - 1, 2 * NUM_EXAMPLES).round().astype(int), unsure)[
+        : 2 * len(unsure)
+    ]
+    rows = [*unsure.tolist(), *others.tolist()]
+    names = [test.taxonomy.classes[level] for level in test.taxonomy.levels]
+    images = shown.images(np.array(rows)).numpy()
+    result = []
+    for place, row in enumerate(rows):
+        truth = tuple(names[i][code] if code >= 0 else None for i, code in enumerate(shown.labels[row]))
+        d = described[row]
+        result.append(
+            Example(
+                image=images[place],
+                truth=truth,
+                path=tuple(d["path"]),
+                confidence=tuple(d["confidence"]),
+                answer=d["answer"],
+                item=shown.items[row],
+            )
+        )
+    return result
