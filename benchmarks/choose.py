@@ -1,8 +1,8 @@
 """Choose settings on held-out *training* rows: ``python benchmarks/choose.py demo|defaults``. Test rows are never read.
 
 demo       recipes of ``nestling demo``: five folds of the 1,347 training digits.
-defaults   the default of nested learning: mnist and fashion_mnist, 6,000 training rows with 2 % and 10 % fine labels,
-           scored on the next 4,000 training rows; needs NESTLING_DATA.
+defaults   the default of nested learning: mnist and fashion_mnist at 14 x 14 pixels, 6,000 training rows with 2 % and
+           10 % fine labels, scored on the next 4,000 training rows; needs NESTLING_DATA.
 
 Every training is kept in runs/choose and read back, so that a second call goes on. Writes results/<what>-choice.json.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -42,13 +43,13 @@ def digits_candidates() -> dict[str, Recipe]:
         found[f"end-to-end lr={rate}"] = EndToEnd(**flat, optimizer=optimizer)
         found[f"flat-marginal lr={rate}"] = FlatMarginal(**flat, optimizer=optimizer)
         for epochs, marginal in product(((10, 10, 40), (5, 5, 50)), (True, False)):
+            balance = "levels" if marginal else "rows"
             found[f"nested lr={rate} epochs={epochs} marginal={marginal}"] = Nested(
-                **flat | {"epochs": epochs},
-                optimizer=optimizer,
-                marginal=marginal,
-                balance="levels" if marginal else "rows",
-                calibration="both",
+                **flat | {"epochs": epochs}, optimizer=optimizer, marginal=marginal, balance=balance
             )
+    found["nested with rejection, lr=0.003 epochs=(5, 5, 50) marginal=True"] = Nested(
+        **flat | {"epochs": (5, 5, 50)}, optimizer=Optimizer(lr=3e-3), calibration="both"
+    )
     return found
 
 
@@ -66,17 +67,21 @@ def default_candidates() -> dict[str, Recipe]:
     return {
         "nested, the paper's": Nested(**cascade, marginal=False, balance="rows"),
         "nested, balanced": Nested(**cascade, marginal=False, balance="levels"),
-        "nested, marginal": Nested(**cascade, marginal=True, balance="rows"),
         "nested, marginal, balanced": Nested(**cascade, marginal=True, balance="levels"),
         "end-to-end": EndToEnd(**steps, epochs=40),
         "flat-marginal": FlatMarginal(**steps, epochs=40),
     }
 
 
+@lru_cache(maxsize=1)
+def training_rows(source: str) -> LabelledData:
+    """All training rows of a source, at 14 x 14 pixels."""
+    return load_data(source, "train", image_size=14)
+
+
 def image_rows(source: str, fine: float, seed: int) -> tuple[LabelledData, LabelledData]:
     """6,000 training rows, labelled in part, and 4,000 others that score."""
-    data = load_data(source, "train")
-    start = 10_000 * seed
+    data, start = training_rows(source), 10_000 * seed
     train = data.subset(np.arange(start, start + 6000)).keep({"middle": max(0.2, fine), "fine": fine}, seed)
     return train, data.subset(np.arange(start + 6000, start + 10_000))
 
@@ -84,7 +89,12 @@ def image_rows(source: str, fine: float, seed: int) -> tuple[LabelledData, Label
 def train_one(what: str, setting: str, name: str, recipe: Recipe, seed: int) -> None:
     """Train one candidate on one fold or seed, in its own folder."""
     train, _ = rows(what, setting, seed)
-    fit(recipe, train, out=folder(what, setting, name, seed), seed=seed, precision="fp32", verbose=False)
+    fit(recipe, train, out=folder(what, setting, name, seed), seed=seed, precision=precision(what), verbose=False)
+
+
+def precision(what: str) -> str:
+    """The demo's networks are too small to gain from bf16; the others take what is fast here."""
+    return "fp32" if what == "demo" else "auto"
 
 
 def rows(what: str, setting: str, seed: int) -> tuple[LabelledData, LabelledData]:
@@ -105,7 +115,9 @@ def scores(what: str, setting: str, name: str, recipe: Recipe, seeds: list[int])
     collected: dict[str, list] = {}
     for seed in seeds:
         train, held = rows(what, setting, seed)
-        run = fit(recipe, train, out=folder(what, setting, name, seed), seed=seed, precision="fp32", verbose=False)
+        run = fit(
+            recipe, train, out=folder(what, setting, name, seed), seed=seed, precision=precision(what), verbose=False
+        )
         distortions = default_distortions(run.preprocessing.height)
         for way, m in score(recipe.method, run, held, Runtime.choose("cpu", "fp32"), distortions).items():
             finest = held.taxonomy.levels[-1]
@@ -129,13 +141,17 @@ def scores(what: str, setting: str, name: str, recipe: Recipe, seeds: list[int])
                 }
             )
     for way, found in collected.items():
-        mean = {key: round(float(np.mean([f[key] for f in found])), 4) for key in found[0]}
-        std = (
-            {key: round(float(np.std([f[key] for f in found], ddof=1)), 4) for key in found[0]}
-            if len(found) > 1
-            else {}
-        )
-        yield {"setting": setting, "candidate": name, "answers": way, "n": len(found), "mean": mean, "std": std}
+        for column in found[0]:
+            values = [f[column] for f in found]
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            yield {
+                "row": f"{setting} | {name} | {way}",
+                "column": column,
+                "paper": None,
+                "mean": float(np.mean(values)),
+                "std": std,
+                "n": len(values),
+            }
 
 
 def main(what: str) -> None:
@@ -149,27 +165,27 @@ def main(what: str) -> None:
         for setting in settings
         for seed in seeds
         for name, recipe in candidates.items()
-        if not (
-            folder(what, setting, name, seed)
-            / "stages"
-            / f"{3 + 1 if recipe.method == 'nested' else 1:02d}-temperature"
-        ).exists()
     ]
-    run_jobs(jobs, lambda text: print(text, flush=True))
+    # A training that is finished is read back in a moment.
+    run_jobs(jobs)
     table = [
         row
         for setting in settings
         for name, recipe in candidates.items()
         for row in scores(what, setting, name, recipe, seeds)
     ]
-    for row in table:
-        print(row["setting"], "|", row["candidate"], "|", row["answers"], "|", row["mean"], flush=True)
+    for name in dict.fromkeys(row["row"] for row in table):
+        print(
+            name, "|", ", ".join(f"{r['column']} {100 * r['mean']:.1f}" for r in table if r["row"] == name), flush=True
+        )
     write_json(
         f"results/{what}-choice.json",
         {
             "name": f"{what}-choice",
+            "scale": "small",
             "seeds": seeds,
             "table": table,
+            "claims": [],
             "command": f"python benchmarks/choose.py {what}",
             "commit": commit(),
             "hardware": hardware(),

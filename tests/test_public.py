@@ -60,10 +60,8 @@ def surface() -> str:
     for command in COMMANDS:
         sections[f"nestling {command}"] = options_in(help_of(command))
     for method in METHODS:
-        options = options_in(help_of("train", "--method", method))
-        sections[f"nestling train --method {method}"] = [
-            name for name in options if name not in sections["nestling train"]
-        ]
+        listed = re.findall(r"^  ([a-z_.]+)  \(", help_of("train", "--method", method), flags=re.MULTILINE)
+        sections[f"nestling train --method {method}"] = sorted(listed)
     return "\n\n".join("\n".join([f"[{title}]", *names]) for title, names in sections.items()) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -12,6 +13,10 @@ def main(arguments: list[str] | None = None) -> None:
     interrupt.install()
     from nestling.cli import run
 
+    # A file name may hold what its encoding does not: it is printed as it came, or escaped.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

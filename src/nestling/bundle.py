@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from nestling import __version__
 from nestling.data.transforms import Preprocessing
-from nestling.errors import DataError, NestlingError, StorageError, UsageError
+from nestling.errors import DataError, NestlingError, StorageError, UsageError, listed
 from nestling.evaluate.predictor import Predictor
 from nestling.files import write_folder
 from nestling.models.build import rebuild
@@ -22,8 +24,12 @@ from nestling.taxonomy import Taxonomy
 
 FORMAT = 1
 FILES = ("model.safetensors", "config.json", "taxonomy.json")
+ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list}
+"""What config.json remembers for ``nestling evaluate``, where it says anything of it."""
 LARGEST = 16 * 2**30
-"""Bytes; a file past it is refused before it is read."""
+"""Bytes of weights; a file past it is refused before it is read."""
+LARGEST_JSON = 64 * 2**20
+"""Bytes of config.json and of taxonomy.json."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +77,14 @@ def save_bundle(
 
 
 def find_bundle(path: Path | str) -> Path:
-    """The bundle of a run folder or of a bundle folder. Raises UsageError where there is none."""
+    """The bundle of a run folder or of a bundle folder. Raises UsageError where there is none, StorageError for parts."""
     path = Path(path)
     for folder in (path / "model", path):
-        if all((folder / name).is_file() for name in FILES):
+        missing = [name for name in FILES if not (folder / name).is_file()]
+        if not missing:
             return folder
+        if len(missing) < len(FILES):
+            raise StorageError(f"the bundle {folder} is damaged: {listed(missing)} missing; save it again, or train again")
     if not path.exists():
         raise UsageError(f"there is no run {path}: give the folder that nestling train or demo printed")
     if (path / "recipe.toml").exists():
@@ -83,45 +92,72 @@ def find_bundle(path: Path | str) -> Path:
             f"the run {path} is not finished: run the same training command again, it goes on where it stopped"
         )
     raise UsageError(
-        f"{path} is neither a run nor a bundle ({', '.join(FILES)} are missing): give the folder that nestling train or demo printed"
+        f"{path} is neither a run nor a bundle ({', '.join(FILES)}): give the folder that nestling train or demo printed"
     )
 
 
 def load_bundle(path: Path | str) -> Bundle:
     """Read and check a bundle. Raises UsageError where there is none, StorageError where one is damaged or newer."""
     folder = find_bundle(path)
-    contents = {}
     try:
-        for name in FILES:
-            if (folder / name).stat().st_size > LARGEST:
-                raise StorageError(f"{folder / name} is larger than {LARGEST // 2**30} GiB: not a bundle of nestling")
-            contents[name] = (folder / name).read_bytes()
+        contents = {name: _read(folder / name) for name in FILES}
         config = json.loads(contents["config.json"])
-        if not isinstance(config, dict) or not isinstance(config.get("format"), int):
-            raise StorageError(f"{folder / 'config.json'} is not a bundle's configuration")
+        if not isinstance(config, dict) or type(config.get("format")) is not int or config["format"] < 1:
+            raise StorageError(f"{folder / 'config.json'} is not a bundle's configuration: save the bundle again")
         if config["format"] > FORMAT:
             raise StorageError(
                 f"{folder} has format {config['format']}, newer than this nestling reads ({FORMAT}): update nestling"
             )
+        for name, kind in ABOUT.items():
+            if not isinstance(config.get(name, kind()), kind):
+                raise DataError(f"{name!r} in config.json must be {kind.__name__}, got {config[name]!r:.80}")
         taxonomy = Taxonomy.from_dict(json.loads(contents["taxonomy.json"]))
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
+        tensors = load(contents["model.safetensors"])
+        # On the meta device first: a bundle that asks for more weights than it holds must not take the memory for them.
+        with torch.device("meta"):
+            planned = rebuild(taxonomy, config["model"])
+        check_weights(planned, tensors, preprocessing)
         model = rebuild(taxonomy, config["model"])
-        restore(model, load(contents["model.safetensors"]), str(folder / "model.safetensors"))
+        restore(model, tensors, str(folder / "model.safetensors"))
     except StorageError:
         raise
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        SafetensorError,
-        DataError,
-    ) as error:
+    # torch complains of impossible sizes by RuntimeError.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError) as error:
         kind = "" if isinstance(error, NestlingError) else f"{type(error).__name__}: "
-        raise StorageError(f"the bundle {folder} is damaged ({kind}{error}): save it again, or train again") from error
+        reason = " ".join(f"{kind}{error}".split())
+        raise StorageError(f"the bundle {folder} is damaged ({reason:.300}): save it again, or train again") from error
     return Bundle(model.eval(), preprocessing, config)
+
+
+def _read(path: Path) -> bytes:
+    largest = LARGEST if path.suffix == ".safetensors" else LARGEST_JSON
+    size = path.stat().st_size
+    if size > largest:
+        raise StorageError(f"{path} has {size:,} bytes, more than {largest:,}: it is not a file of a bundle")
+    return path.read_bytes()
+
+
+def check_weights(planned: Model, tensors: Mapping[str, torch.Tensor], preprocessing: Preprocessing) -> None:
+    """Raise DataError where tensors or preprocessing do not fit the model ``planned``, or cannot answer anything."""
+    size = [preprocessing.channels, preprocessing.height, preprocessing.width]
+    if planned.config["input_shape"] != size:
+        raise DataError(f"the model takes images of shape {planned.config['input_shape']}, the preprocessing gives {size}")
+    expected = planned.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys())[:1]:
+        raise DataError(f"the weights {name!r} stand in only one of model and file")
+    for name, tensor in tensors.items():
+        own = expected[name]
+        if (own.shape, own.dtype) != (tensor.shape, tensor.dtype):
+            raise DataError(
+                f"the weights {name!r} are {tensor.dtype} of shape {list(tensor.shape)}, "
+                f"expected {own.dtype} of shape {list(own.shape)}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise DataError(f"the weights {name!r} are not finite")
+    for name in ("calibration.temperature", "calibration.rejection_temperature"):
+        if not (tensors[name] > 0).all():
+            raise DataError(f"{name!r} must be above 0, got {tensors[name].tolist()}")
 
 
 def from_pretrained(path: Path | str, device: str = "auto") -> Predictor:

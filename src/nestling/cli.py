@@ -10,16 +10,18 @@ import os
 import re
 import sys
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 from nestling import __version__
-from nestling.errors import NestlingError, UsageError
+from nestling.errors import NestlingError, UsageError, listed, unknown
 
 RunArgument = Positional[Annotated[str, arg(metavar="RUN")]]
+SourceArgument = Positional[Annotated[str | None, arg(metavar="SOURCE")]]
+FilesArgument = Positional[Annotated[tuple[str, ...], arg(metavar="FILE_OR_FOLDER")]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class SourceOptions:
     @property
     def level_names(self) -> tuple[str, ...] | None:
         """``levels`` as names."""
-        return tuple(name.strip() for name in self.levels.split(",")) if self.levels else None
+        return None if self.levels is None else tuple(name.strip() for name in self.levels.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Demo:
 class Train(SourceOptions):
     """Train on SOURCE: a catalogue name, a folder tree, a CSV, TSV or Parquet file, or hf:owner/name."""
 
-    source: Positional[Annotated[str | None, arg(metavar="SOURCE")]] = None
+    source: SourceArgument = None
     """What to learn from."""
     method: str | None = None
     """nested (the default), end-to-end or flat-marginal; with --help it lists that method's fields."""
@@ -107,7 +109,7 @@ class Predict:
 
     run: RunArgument
     """A run folder or a bundle folder."""
-    files: Positional[Annotated[tuple[str, ...], arg(metavar="FILE_OR_FOLDER")]]
+    files: FilesArgument
     """Pictures, or folders of them."""
     json: str | None = None
     """Write the answers there; - for stdout."""
@@ -131,26 +133,50 @@ Command = (
 )  # fmt: skip
 
 
+OPTIONS_OF = {"demo": Demo, "train": Train, "evaluate": Evaluate, "predict": Predict, "show": Show}
+
+
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code."""
+    command, code = None, None
+    try:
+        command = parse(arguments)
+        code = execute(command)
+        sys.stdout.flush()
+        return code
+    except NestlingError as error:
+        return complain(str(error), error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; but a training that could not say how far it is has not finished.
+        os._exit(5 if code is None and isinstance(command, Train | Demo) else code or 0)
+    except OSError as error:
+        return complain(f"{error.strerror or error}: {error.filename or ''}", 5)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return complain("not enough memory: lower batch_size, or take a smaller --backbone or --image-size", 1)
+
+
+def complain(text: str, code: int) -> int:
+    """One line on stderr, whatever it is made of; returns ``code``."""
+    print(f"nestling: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: NumPy says so by MemoryError, torch by a RuntimeError."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+def parse(arguments: list[str]) -> object:
+    """The command with its options, None where ``--help`` or ``--version`` was answered. Raises UsageError in one line."""
+    if not arguments:
+        raise UsageError(f"expected a command, one of {listed(OPTIONS_OF)}: see nestling --help")
     if arguments == ["--version"]:
         print(f"nestling {__version__}")
-        return 0
-    try:
-        return execute(parse(arguments))
-    except NestlingError as error:
-        print(f"nestling: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has seen enough.
-        os._exit(0)
-    except OSError as error:
-        print(f"nestling: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return 5
-
-
-def parse(arguments: list[str]):
-    """The command with its options. Raises UsageError in one line; ``--help`` prints and exits 0."""
+        return None
+    if not arguments[0].startswith("-") and arguments[0] not in OPTIONS_OF:
+        raise unknown("command", arguments[0], OPTIONS_OF)
     errors = io.StringIO()
     try:
         with redirect_stderr(errors):
@@ -159,13 +185,15 @@ def parse(arguments: list[str]):
         if stop.code in (0, None):
             if arguments[:1] == ["train"]:
                 print_fields(method_of(arguments))
-            raise
+            return None
         raise UsageError(one_line(errors.getvalue(), arguments)) from None
 
 
 def execute(command: object) -> int:
     """Hand a command to the module that does it."""
     match command:
+        case None:
+            return 0
         case Demo():
             from nestling.commands.demo import demo
 
@@ -190,19 +218,32 @@ def execute(command: object) -> int:
 
 
 def join_sets(arguments: list[str]) -> list[str]:
-    """All that follows any ``--set``, behind one: the option may be repeated, and its assignments accumulate."""
+    """All that follows any ``--set``, behind one: the option may be repeated, and its assignments accumulate.
+
+    Raises UsageError where no assignment follows. What stands behind ``--`` is left as it is.
+    """
+    if arguments[:1] != ["train"]:
+        return arguments
+    end = arguments.index("--") if "--" in arguments else len(arguments)
     rest, assignments, inside = [], [], False
-    for argument in arguments:
+    for argument, following in zip(arguments[:end], [*arguments[1:end], ""], strict=True):
+        if argument == "--set" and not is_assignment(following):
+            raise UsageError(f"--set needs FIELD=VALUE, such as epochs=30; got {following!r}")
         if argument.startswith("--set="):
             assignments.append(argument.removeprefix("--set="))
         elif argument == "--set":
             inside = True
-        elif inside and "=" in argument and not argument.startswith("-"):
+        elif inside and is_assignment(argument):
             assignments.append(argument)
         else:
             inside = False
             rest.append(argument)
-    return [*rest, "--set", *assignments] if assignments else rest
+    return [*rest, *(["--set", *assignments] if assignments else []), *arguments[end:]]
+
+
+def is_assignment(argument: str) -> bool:
+    """Whether it reads as FIELD=VALUE."""
+    return "=" in argument and not argument.startswith("-")
 
 
 def method_of(arguments: list[str]) -> str:
@@ -227,8 +268,21 @@ def print_fields(method: str) -> None:
 
 def one_line(boxed: str, arguments: list[str]) -> str:
     """tyro's boxed error, reduced to what it says."""
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in boxed.splitlines()]
-    text = " ".join(line for line in lines[1:] if line)
-    text = re.sub(r"\s+", " ", text.split("For full helptext")[0]).strip()
-    known = arguments[:1] if arguments and not arguments[0].startswith("-") else []
-    return f"{text or 'cannot read the options'}; see {' '.join(['nestling', *known])} --help"
+    known = [argument for argument in arguments[:1] if argument in OPTIONS_OF]
+    see = f"see {' '.join(['nestling', *known])} --help"
+    lines = [re.sub(r"[╭╮╰╯│─]+|-{5,}", " ", line).strip() for line in boxed.splitlines()]
+    text = re.sub(r"\s+", " ", " ".join(lines[1:])).split(" For full helptext")[0].strip()
+    text, _, argument = text.partition(" Argument helptext: ")
+    text = re.split(" (?:Perhaps you meant|Available subcommands):", text)[0]
+    if match := re.match(r"Unrecognized options: ([^\s,]+)", text):
+        name = match[1].split("=")[0]
+        if not name.startswith("-"):
+            return f"unexpected argument {name!r}: {see}"
+        named = [f.name for f in fields(OPTIONS_OF[known[0]]) if "Argument" not in str(f.type)] if known else ["version"]
+        options = [f"--{name.replace('_', '-')}" for name in named]
+        hint = " A field of the recipe is given by --set FIELD=VALUE;" if known == ["train"] else ""
+        return f"{unknown('option', name, [*options, '--help'])}{hint} {see}"
+    if match := re.match(r"Error parsing (\S+): .*?(?:\[|base 10: )'(.*?)'", text):
+        wanted = "an integer" if "INT" in argument else "a number" if "FLOAT" in argument else "of another kind"
+        return f"{match[1]} must be {wanted}, got {match[2]!r}: {see}"
+    return f"{text.rstrip('. ') or 'cannot read the options'}: {see}"

@@ -1,4 +1,7 @@
-"""Settings: frozen dataclasses, TOML and ``field=value`` assignments. Fields are hyper-parameters, options and TOML keys at once."""
+"""Settings: frozen dataclasses, TOML and ``field=value`` assignments.
+
+Fields are hyper-parameters, options and TOML keys at once.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +23,10 @@ T = TypeVar("T")
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
-    """``["epochs=30", "optimizer.lr=0.05"]`` to nested settings; a value is a TOML value, else a bare string; the last one wins."""
+    """``["epochs=30", "optimizer.lr=0.05"]`` to nested settings; the last assignment to a field wins.
+
+    A value is a TOML value, else a bare string. Raises UsageError for what is no assignment.
+    """
     settings: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -109,12 +116,11 @@ def describe(kind: Any) -> str:
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """Nested settings as plain values; fields that are None are left out, which TOML cannot say."""
+    """Nested settings as plain values, the inverse of ``apply``; None becomes 'none', since TOML has no word for it."""
     result = {}
     for f in fields(settings):
         value = getattr(settings, f.name)
-        if value is not None:
-            result[f.name] = to_dict(value) if is_dataclass(value) else value
+        result[f.name] = to_dict(value) if is_dataclass(value) else "none" if value is None else value
     return result
 
 
@@ -138,7 +144,7 @@ def _field_docstrings(kind: type) -> dict[str, str]:
     body = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     return {
         node.target.id: inspect.cleandoc(doc.value.value)
-        for node, doc in zip(body, body[1:], strict=False)
+        for node, doc in pairwise(body)
         if isinstance(node, ast.AnnAssign)
         and isinstance(node.target, ast.Name)
         and isinstance(doc, ast.Expr)
@@ -164,7 +170,7 @@ def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
 
 def _toml_key(name: str) -> str:
     plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-    return name if plain else json.dumps(name)
+    return name if plain else _toml_text(name)
 
 
 def _toml_value(value: Any) -> str:
@@ -172,7 +178,14 @@ def _toml_value(value: Any) -> str:
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value) if isinstance(value, int | float) else json.dumps(str(value), ensure_ascii=True)
+    if isinstance(value, int):
+        return str(int(value))
+    return repr(float(value)) if isinstance(value, float) else _toml_text(str(value))
+
+
+def _toml_text(text: str) -> str:
+    # JSON would write a character past U+FFFF as a pair of surrogates, which TOML refuses, and leave DEL as it is.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def load_toml(path: Path) -> dict[str, Any]:

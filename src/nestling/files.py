@@ -1,4 +1,4 @@
-"""The only ways in which nestling writes: whole files and folders atomically, logs by appending, one writer a run folder.
+"""The only ways in which nestling writes: files and folders atomically, logs by appending, one writer a run folder.
 
 A file written in place is unreadable after a kill in the middle; a temporary file in the *same* folder, flushed to
 disk and renamed, never is.
@@ -190,8 +190,8 @@ def read_lines(path: Path | str) -> list[dict[str, Any]]:
 class RunLock:
     """Held by the one process that writes a run folder: ``with RunLock(folder): …``. Raises BusyError with the holder.
 
-    The lock is the kernel's (flock), so it goes with its holder, however that ends. A folder that this lock created and
-    that nothing else was written into is removed again, so that a command refused for bad settings leaves nothing.
+    The lock is the kernel's (flock), so it goes with its holder, however that ends. Where nothing else was written, its
+    file is removed again, and the folder if the lock created it: a command refused for bad settings leaves nothing.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -199,6 +199,7 @@ class RunLock:
         self.path = self.folder / "run.lock"
         self.descriptor: int | None = None
         self.created: list[Path] = []
+        self.before: set[str] = set()
 
     def __enter__(self) -> RunLock:
         try:
@@ -207,7 +208,6 @@ class RunLock:
             self._remove_created()
             raise storage_error("write", self.folder, error) from error
         _held.add(self)
-        remove_leftovers(self.folder)
         return self
 
     def _acquire(self) -> None:
@@ -215,6 +215,7 @@ class RunLock:
             missing = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             self.created = missing or self.created
+            self.before = {p.name for p in self.folder.iterdir()}
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -238,7 +239,7 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         if self.descriptor is None:
             return
-        if self.created and [p.name for p in self.folder.iterdir()] == [self.path.name]:
+        if self.path.name not in self.before and {p.name for p in self.folder.iterdir()} == {*self.before, self.path.name}:
             self.path.unlink()
             self._remove_created()
         self.release()

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: before training they end the process at once, during training they are noted and obeyed by the engine.
+"""SIGINT and SIGTERM: before training they end the process at once, during training the engine obeys them.
 
 ``install`` runs before torch is imported, so that no moment is left in which a signal prints a traceback.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 _deferred = 0
-_received: int | None = None
+_received: list[int] = []
 
 
 def install() -> None:
@@ -21,18 +21,22 @@ def install() -> None:
 
 
 def _handle(number: int, _frame: object) -> None:
-    global _received
-    if _deferred and _received is None:
-        _received = number
+    # Ctrl-C reaches every process of a run, and the parent tells its children by SIGTERM besides: only the same signal
+    # once more says that the user will not wait.
+    if _deferred and number not in _received:
+        _received.append(number)
         return
-    os.write(2, f"nestling: stopped by {signal.Signals(number).name}\n".encode())
+    with suppress(OSError):
+        os.write(2, f"nestling: stopped by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside the block a first signal is only noted, for ``received`` to report; a second one ends the process at once."""
+    """Inside the block a first signal is only noted, for ``received`` to report; the same again ends the process."""
     global _deferred
+    if not _deferred:
+        _received.clear()
     _deferred += 1
     try:
         yield
@@ -42,4 +46,4 @@ def deferred() -> Iterator[None]:
 
 def received() -> int | None:
     """The number of the signal that came, if one did."""
-    return _received
+    return _received[0] if _received else None

@@ -7,12 +7,15 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import torch
+
 from nestling.bundle import load_bundle
-from nestling.commands.pipeline import describe
+from nestling.commands.pipeline import describe, left_out
+from nestling.commands.train import say
 from nestling.data.distortions import parse_distortion
 from nestling.data.sources import load_data
 from nestling.engine.runtime import Runtime
-from nestling.errors import DataError, UsageError
+from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.measure import measure, outputs_of
 from nestling.files import write_json
 from nestling.provenance import provenance
@@ -33,28 +36,38 @@ def evaluate(command: Evaluate) -> int:
         raise UsageError(f"{command.run} does not say what it was trained on: give --source")
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
     levels = command.level_names or bundle.config.get("levels")
-    data = load_data(
-        source,
-        command.split,
-        command.data_dir,
-        bundle.model.taxonomy,
-        levels,
-        image_size=size,
-        channels=bundle.preprocessing.channels,
-        qualify_names=command.qualify_names,
-        on_bad_image=command.on_bad_image,
-        seed=bundle.config.get("seed", 0),
-    )
+    try:
+        data = load_data(
+            source,
+            command.split,
+            command.data_dir,
+            bundle.model.taxonomy,
+            levels,
+            image_size=size,
+            channels=bundle.preprocessing.channels,
+            qualify_names=command.qualify_names,
+            on_bad_image=command.on_bad_image,
+            seed=bundle.config.get("seed", 0),
+        )
+    except UsageError as error:
+        if command.source:
+            raise
+        raise UsageError(f"{error}; {command.run} was trained on {source!r}: give --source where it is now") from error
     if len(data) == 0 or not (data.labels >= 0).any():
         raise DataError(f"no row of {source}, split {command.split}, is labelled: there is nothing to score")
-    measurement = measure(
-        bundle.model, outputs_of(bundle.model, bundle.preprocessing, data, runtime, command.distort), data
-    )
+    for note in left_out(data):
+        say(note)
+    outputs = outputs_of(bundle.model, bundle.preprocessing, data, runtime, command.distort)
+    if not all(torch.isfinite(logits).all() for found in outputs.values() for logits in found.logits.values()):
+        raise StorageError(f"the outputs of {command.run} are not finite: its weights are damaged; train again")
+    measurement = measure(bundle.model, outputs, data)
     method = bundle.model.config["method"]
     metrics = measurement.metrics | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
     if command.json == "-":
         print(json.dumps(metrics, indent=1, allow_nan=False))
         return 0
+    if command.json:
+        write_json(command.json, metrics)
     print(f"{method} on {source}, {command.split}: {len(data)} rows", file=sys.stdout)
     for level in metrics["levels"]:
         print("  " + describe(level))
@@ -62,6 +75,4 @@ def evaluate(command: Evaluate) -> int:
         print(name)
         for level in found["levels"]:
             print("  " + describe(level))
-    if command.json:
-        write_json(command.json, metrics)
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from nestling.bundle import save_bundle
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run
-from nestling.engine.runfolder import RunFolder
+from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import compare, verdict
 from nestling.evaluate.measure import Measurement, mean_over_seeds, measure, outputs_of
@@ -17,9 +17,6 @@ from nestling.files import write_json, write_text
 from nestling.provenance import provenance
 from nestling.report import render, render_card
 from nestling.report.gather import gather
-
-FINISHED = "report.html"
-"""Written last: a run folder that holds it is finished."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +102,9 @@ def summarise(end: Finish, measurements: Mapping[str, Sequence[Measurement]]) ->
     if rivals:
         metrics["methods"] = {name: mean_over_seeds([m.metrics for m in found]) for name, found in rivals.items()}
         baselines = {name: found for name, found in rivals.items() if not name.startswith(end.method)}
-        metrics["comparisons"] = compare(measurements[end.method], baselines, end.test)
-        metrics["verdict"] = verdict(end.method, metrics["comparisons"], metrics["levels"][-1]["name"], len(end.seeds))
+        if baselines:
+            metrics["comparisons"] = compare(measurements[end.method], baselines, end.test)
+            metrics["verdict"] = verdict(end.method, metrics["comparisons"], metrics["levels"][-1]["name"], len(end.seeds))
     if len(end.seeds) > 1:
         metrics["seeds"] = [
             {"seed": seed, **{name: found[number].metrics for name, found in measurements.items()}}

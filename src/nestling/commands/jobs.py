@@ -26,38 +26,31 @@ class Job:
     arguments: tuple[Any, ...]
 
 
-def run_jobs(jobs: Sequence[Job], say: Callable[[str], None], workers: int | None = None) -> None:
-    """Run all jobs, ``workers`` at a time (by default one per core). Raises NestlingError where one fails.
+def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> None:
+    """Run all jobs, ``workers`` processes (by default one per core) taking turns. Raises NestlingError where one fails.
 
     A signal is passed on to the jobs, which save and stop; then Interrupted is raised.
     """
-    waiting, running = list(jobs), dict[str, tuple[BaseProcess, float]]()
     context = multiprocessing.get_context("spawn")
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = max(min(workers or len(os.sched_getaffinity(0)), len(jobs)), 1)
     failed: NestlingError | None = None
     with interrupt.deferred():
-        while waiting or running:
-            stopped = interrupt.received()
-            if (stopped or failed) and running:
-                for process, _ in running.values():
+        running: list[BaseProcess] = [context.Process(target=_work, args=(jobs[i::workers],)) for i in range(workers)]
+        for process in running:
+            process.start()
+        told = False
+        while running:
+            if (interrupt.received() or failed) and not told:
+                told = True
+                for process in running:
                     process.terminate()
-            if stopped or failed:
-                waiting = []
-            while waiting and len(running) < workers:
-                job = waiting.pop(0)
-                process = context.Process(target=_work, args=(job,), name=job.name)
-                process.start()
-                running[job.name] = process, time.monotonic()
-            for name, (process, began) in list(running.items()):
+            for process in list(running):
                 process.join(0.05)
-                if process.exitcode is None:
-                    continue
-                del running[name]
-                if process.exitcode == 0:
-                    say(f"{name}: trained in {time.monotonic() - began:.1f} s")
-                elif not stopped and failed is None:
-                    failed = NestlingError(f"{name} ended with exit code {process.exitcode}; what it trained is kept")
-                    failed.exit_code = process.exitcode if process.exitcode in (2, 3, 4, 5, 6) else 1
+                if process.exitcode is not None:
+                    running.remove(process)
+                    if process.exitcode and not interrupt.received() and failed is None:
+                        failed = NestlingError(f"a training ended with exit code {process.exitcode}; what was trained is kept")
+                        failed.exit_code = process.exitcode if process.exitcode in (2, 3, 4, 5, 6) else 1
     if stopped := interrupt.received():
         raise Interrupted(
             stopped, f"stopped by {signal.Signals(stopped).name}; saved: the same command goes on from here"
@@ -66,7 +59,7 @@ def run_jobs(jobs: Sequence[Job], say: Callable[[str], None], workers: int | Non
         raise failed
 
 
-def _work(job: Job) -> None:
+def _work(jobs: Sequence[Job]) -> None:
     interrupt.install()
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -75,8 +68,11 @@ def _work(job: Job) -> None:
     import torch
 
     torch.set_num_threads(1)
-    try:
-        job.function(*job.arguments)
-    except NestlingError as error:
-        print(f"nestling: {job.name}: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    for job in jobs:
+        began = time.monotonic()
+        try:
+            job.function(*job.arguments)
+        except NestlingError as error:
+            print(f"nestling: {job.name}: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(error.exit_code)
+        print(f"{job.name}: trained in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)

@@ -5,22 +5,27 @@ Each step reads back what an earlier, interrupted call of the same command finis
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nestling.commands.finish import FINISHED, Finish, default_distortions, finish
+import torch
+
+from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.train import say
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
+from nestling.data.images import LazyImages
 from nestling.data.sources import has_split, load_data
 from nestling.engine.fit import Run, cut_rows, fit
-from nestling.engine.plan import plan
-from nestling.engine.runfolder import RunFolder
+from nestling.engine.plan import StagePlan, plan
+from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
-from nestling.errors import UsageError
+from nestling.errors import DataError
 from nestling.files import write_bytes
 from nestling.methods import recipe_class
 from nestling.methods.baselines import EndToEnd, FlatMarginal
@@ -41,16 +46,16 @@ class Pipeline:
         fields: Mapping[str, Any],
         data_dir: str | None,
         device: str,
-        precision: str,
     ) -> None:
         self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
-        self.begun = folder.open(given | ({} if precision == "auto" else {"precision": precision}))
-        self.precision = folder.kept("precision") or precision
+        precision = options.get("precision", "auto")
         Runtime.choose(device, precision)
+        self.begun = folder.open(given)
+        self.precision = folder.kept("precision") or precision
 
     def run(self) -> None:
         """Do what is left to do."""
@@ -61,14 +66,18 @@ class Pipeline:
         train = self.load("train")
         if self.options.get("known"):
             train = train.keep(self.options["known"], self.seed)
-        for note in train.notes:
-            say(note)
         validation = (
             self.load("validation", like=train) if has_split(self.source, "validation", self.data_dir) else None
         )
         test = self.load("test", like=train)
+        stages = self.check(train, validation)
+        self.recognise(train, validation, test)
+        others = {"validation": validation, "test": test}
+        notes = [*train.notes, *(f"{name}: {note}" for name, part in others.items() if part for note in left_out(part))]
+        for note in notes:
+            say(note)
         runs = (
-            self.with_baselines(train, validation)
+            self.with_baselines(train, validation, stages)
             if self.options.get("baselines")
             else {self.recipe.method: self.fit(self.recipe, train, validation, self.folder)}
         )
@@ -82,7 +91,7 @@ class Pipeline:
             source=str(self.source),
             device=self.device,
             about=about,
-            notes=train.notes,
+            notes=notes,
             seconds=time.monotonic() - began,
         )
         metrics = finish(
@@ -95,6 +104,26 @@ class Pipeline:
             say(describe(level))
         if "verdict" in metrics:
             say(metrics["verdict"])
+
+    def check(self, train: LabelledData, validation: LabelledData | None) -> list[StagePlan]:
+        """What the recipe will do with these rows. Raises whatever it cannot do, before anything is said or written."""
+        rows, _ = cut_rows(train, validation, self.seed)
+        with torch.device("meta"):
+            model = build_model(
+                train.taxonomy, train.image_shape, self.backbone, self.recipe.method, self.recipe.network()
+            )
+        return plan(self.recipe, model, rows)
+
+    def recognise(self, *parts: LabelledData | None) -> None:
+        """Raise DataError where a run that goes on here was begun with other data."""
+        found = fingerprint(part for part in parts if part is not None)
+        before = self.folder.kept("data")
+        if before not in (None, found):
+            raise DataError(
+                f"the data of {self.source} are not those that the run {self.folder.path} was begun with: "
+                "put them back, or choose another --out"
+            )
+        self.folder.derive("data", found, "the hash of labels and images, by which a resume knows them again")
 
     def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
         """A split of the source; ``like`` the training rows in taxonomy, size and channels."""
@@ -130,13 +159,13 @@ class Pipeline:
             backbone=self.backbone,
         )
 
-    def with_baselines(self, train: LabelledData, validation: LabelledData | None) -> dict[str, Run]:
+    def with_baselines(
+        self, train: LabelledData, validation: LabelledData | None, stages: Sequence[StagePlan]
+    ) -> dict[str, Run]:
         """Every method at the learning rate that its own validation rows choose from one grid, all with as many steps."""
         recipes: dict[str, Recipe] = {self.recipe.method: self.recipe}
-        rows, _ = cut_rows(train, validation, self.seed)
-        model = build_model(train.taxonomy, train.image_shape, self.backbone, self.recipe.method, self.recipe.network())
         recipes |= {
-            kind.method: twin(kind, self.recipe, plan(self.recipe, model, rows))
+            kind.method: twin(kind, self.recipe, stages)
             for kind in (EndToEnd, FlatMarginal)
             if kind.method != self.recipe.method
         }
@@ -167,7 +196,25 @@ class Pipeline:
         return chosen
 
 
-def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: list) -> Recipe:
+def left_out(data: LabelledData) -> list[str]:
+    """What was said of inputs that could not be read."""
+    return [note for note in data.notes if note.startswith("left out")]
+
+
+def fingerprint(parts: Iterable[LabelledData]) -> str:
+    """A hash of taxonomy, labels and images; of images that are decoded on access only how many bytes each one has."""
+    digest = hashlib.blake2b(digest_size=8)
+    for data in parts:
+        digest.update(json.dumps([data.taxonomy.to_dict(), data.image_shape, len(data)]).encode())
+        digest.update(data.labels.tobytes())
+        if isinstance(data.inputs, torch.Tensor):
+            digest.update(data.inputs.contiguous().numpy())
+        elif isinstance(data.inputs, LazyImages):
+            digest.update(json.dumps(data.inputs.sizes()).encode())
+    return digest.hexdigest()
+
+
+def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: Sequence[StagePlan]) -> Recipe:
     """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``."""
     trained = [stage for stage in stages if stage.chosen]
     epochs = sum(stage.epochs for stage in trained)

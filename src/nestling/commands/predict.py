@@ -38,14 +38,19 @@ def predict(command: Predict) -> int:
         if isinstance(image, np.ndarray):
             good.append(image)
             places.append(number)
-            results.append({"input": name})
+            results.append({"input": printable(name)})
         else:
-            results.append({"input": name, "error": str(image)})
+            results.append({"input": printable(name), "error": printable(str(image))})
     if good:
         for place, answer in zip(places, predictor.predict(torch.from_numpy(np.stack(good))), strict=True):
             results[place] |= {key: value for key, value in answer.items() if key != "input"}
     write(command, results)
     return 3 if len(good) < len(results) else 0
+
+
+def printable(name: str) -> str:
+    """A file's name, bytes that are no UTF-8 escaped: files of answers are UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def write(command: Predict, results: list[dict[str, Any]]) -> None:

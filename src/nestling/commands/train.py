@@ -9,27 +9,29 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.config import merge, parse_assignments, read_config
+from nestling.config import convert, merge, parse_assignments, read_config
 from nestling.engine.runfolder import RunFolder
 from nestling.errors import UsageError
 
 if TYPE_CHECKING:
     from nestling.cli import Train
 
-OPTIONS = (
-    "source",
-    "method",
-    "seed",
-    "known",
-    "backbone",
-    "image_size",
-    "levels",
-    "taxonomy",
-    "qualify_names",
-    "on_bad_image",
-    "baselines",
-)
+OPTIONS: dict[str, Any] = {
+    "source": str,
+    "method": str,
+    "seed": int,
+    "known": dict,
+    "backbone": str,
+    "image_size": int,
+    "levels": tuple[str, ...],
+    "taxonomy": str,
+    "qualify_names": bool,
+    "on_bad_image": str,
+    "baselines": bool,
+    "precision": str,
+}
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may stand in a configuration."""
+DEFAULTS = {"qualify_names": False, "on_bad_image": "error", "baselines": False, "precision": "auto"}
 
 
 def train(command: Train) -> int:
@@ -41,45 +43,56 @@ def train(command: Train) -> int:
     with RunFolder(out) as folder:
         from nestling.commands.pipeline import Pipeline
 
-        pipeline = Pipeline(
-            folder, options, fields, data_dir=command.data_dir, device=command.device, precision=command.precision
-        )
-        pipeline.run()
+        Pipeline(folder, options, fields, data_dir=command.data_dir, device=command.device).run()
     print(out)
     return 0
 
 
 def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options and fields after defaults < --config < --set and options."""
+    """Options and fields after defaults < --config < --set and options. Raises UsageError."""
     config = read_config(command.config) if command.config else {}
+    if not isinstance(config, dict):
+        raise UsageError(f"'given' in {command.config} must be a table of settings, got {config!r:.80}")
+    # A demo's recipe says how many seeds it took; a training takes one.
+    config.pop("seeds", None)
     options: dict[str, Any] = {"method": "nested", "seed": 0, "known": {}, "backbone": "auto"}
-    options |= {name: config.pop(name) for name in OPTIONS if name in config}
-    given = {name: getattr(command, name) for name in OPTIONS}
-    given["known"] = parse_known(command.known) if command.known else None
-    given["levels"] = list(command.level_names) if command.level_names else None
-    defaults = {"qualify_names": False, "on_bad_image": "error", "baselines": False}
-    options |= {name: value for name, value in given.items() if value is not None and value != defaults.get(name)}
-    if not options.get("source"):
-        raise UsageError(
-            "train needs a SOURCE: a catalogue name such as digits, a folder tree, a CSV or Parquet file, or hf:owner/name"
-        )
+    for name, kind in OPTIONS.items():
+        given = getattr(command, name)
+        if given is not None and given != DEFAULTS.get(name):
+            options[name] = given
+        elif name in config:
+            options[name] = config[name] if name == "known" else convert(name, config[name], kind)
+        config.pop(name, None)
+    if command.level_names is not None:
+        options["levels"] = command.level_names
+    if "levels" in options:
+        options["levels"] = list(options["levels"])
     if isinstance(options["known"], str):
         options["known"] = parse_known(options["known"])
-    if not isinstance(options["seed"], int) or options["seed"] < 0:
-        raise UsageError(f"seed must be an integer of at least 0, got {options['seed']!r}")
+    if not isinstance(options["known"], dict):
+        raise UsageError(f"known must be a table of level = fraction, got {options['known']!r:.80}")
+    if not options.get("source"):
+        raise UsageError(
+            "train needs a SOURCE: a catalogue name such as digits, a folder tree, a CSV or Parquet file, "
+            "or hf:owner/name"
+        )
+    if options["seed"] < 0:
+        raise UsageError(f"seed must be an integer of at least 0, got {options['seed']}")
     return options, merge(config, parse_assignments(command.set))
 
 
 def parse_known(text: str) -> dict[str, float]:
     """``coarse=1.0,fine=0.1`` to numbers. Raises UsageError."""
-    known = {}
+    known: dict[str, float] = {}
     for part in text.split(","):
-        level, equals, value = part.partition("=")
+        level, equals, value = (piece.strip() for piece in part.partition("="))
+        if level in known:
+            raise UsageError(f"--known {text!r} gives the fraction of level {level!r} twice: leave one of them")
         try:
-            known[level.strip()] = float(value)
+            known[level] = float(value)
         except ValueError:
             equals = ""
-        if not equals or not level.strip():
+        if not equals or not level:
             raise UsageError(
                 f"cannot read --known {text!r}: expected level=fraction, such as coarse=1.0,middle=0.4,fine=0.1"
             )

@@ -113,7 +113,7 @@ class LabelledData:
         return channels, height, width
 
     def images(self, rows: np.ndarray) -> torch.Tensor:
-        """uint8 (b, c, h, w): the images of the given rows, decoded where they are not yet. Raises as ``image_shape``."""
+        """uint8 (b, c, h, w): the images of the given rows, decoded where they are not. Raises as ``image_shape``."""
         if isinstance(self.inputs, torch.Tensor):
             return self.inputs[torch.from_numpy(rows).to(self.inputs.device)]
         if isinstance(self.inputs, LazyImages):

@@ -53,11 +53,22 @@ class LazyImages(Sequence[torch.Tensor]):
             raise errors[min(errors)]
         return torch.from_numpy(pixels)
 
+    def sizes(self) -> list[int]:
+        """The encoded bytes of each picture, -1 where its file cannot be asked."""
+        return [_size(raw) for raw in self.raws]
+
     def subset(self, rows: np.ndarray | Sequence[int]) -> LazyImages:
         """The given rows, nothing decoded."""
         chosen = np.asarray(rows, dtype=np.int64).tolist()
         raws, items = [self.raws[row] for row in chosen], [self.items[row] for row in chosen]
         return LazyImages(raws, items, self.size, self.channels)
+
+
+def _size(raw: Raw) -> int:
+    try:
+        return raw.stat().st_size if isinstance(raw, Path) else -1 if raw is None else len(raw)
+    except OSError:
+        return -1
 
 
 def load_images(

@@ -23,8 +23,9 @@ class RowOrder:
     ----------
     finest: (n,) finest known level of every row, as ``LabelledData.finest_known`` gives it.
     batch_size: rows per global batch.
-    balance: 'rows' (every row once an epoch, in a new order) or 'levels' (the rows of the finest level present make half
-        of every batch, those that end at each coarser level share the other half; each kind in an endless shuffled stream).
+    balance: 'rows' (every row once an epoch, in a new order) or 'levels' (the rows of the finest level present make
+        half of every batch, those that end at each coarser level share the other half; each kind is an endless shuffled
+        stream).
     steps_per_epoch: by default as many as one pass over all rows takes.
     key: what the order depends on, a ``seeds.derive`` of (seed, stage).
     """
@@ -67,7 +68,10 @@ class RowOrder:
 
 
 def shares(num_kinds: int, batch_size: int) -> list[int]:
-    """Rows of each kind in a batch, coarse to fine: half for the finest, the rest evenly. ``shares(3, 64) == [16, 16, 32]``."""
+    """Rows of each kind in a batch, coarse to fine: half for the finest, the rest evenly.
+
+    ``shares(3, 64) == [16, 16, 32]``.
+    """
     if num_kinds == 1:
         return [batch_size]
     coarse = batch_size // 2

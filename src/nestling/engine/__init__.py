@@ -1,1 +1,1 @@
-"""The one training loop: ``fit`` and what it stands on. Import from the modules; this package imports no torch by itself."""
+"""The one training loop: ``fit`` and what it stands on. Import from the modules; this package imports no torch."""

@@ -1,6 +1,6 @@
 """Checkpoints: a folder of safetensors and JSON, with a manifest of hashes, renamed into place when it is complete.
 
-``latest`` is computed, never stored: it walks back to the newest folder whose hashes agree. Nothing here reads a pickle.
+``latest`` is computed, never stored: it walks back to the newest folder whose hashes agree. Nothing reads a pickle.
 """
 
 from __future__ import annotations
@@ -95,9 +95,12 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def stage(self, stage: int, name: str) -> Saved | None:
-        """A finished stage's file, or None where the stage is yet to be trained."""
+        """A finished stage's file, or None where it is yet to be trained. Raises StorageError where it is damaged."""
         folder = self.finished / f"{stage:02d}-{name}"
-        return read(folder) if folder.is_dir() else None
+        try:
+            return read(folder) if folder.is_dir() else None
+        except StorageError as error:
+            raise StorageError(f"{error}; a finished stage is kept once: delete the run folder and train again") from error
 
 
 def collect(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

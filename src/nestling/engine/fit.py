@@ -29,7 +29,7 @@ from nestling.engine.predict import accuracy_per_level, predict
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.engine.stage import StageRun
-from nestling.errors import UsageError
+from nestling.errors import Interrupted, UsageError
 from nestling.files import Appender
 from nestling.methods.recipe import Recipe, Stage
 from nestling.models.build import build_model
@@ -82,8 +82,8 @@ def fit(
 
     Parameters
     ----------
-    data: the rows to learn from; they are cut 80/10/10 into training, validation and calibration rows, within each class
-        of the finest known level, or 90/10 into training and calibration where ``validation`` is given.
+    data: the rows to learn from; they are cut 80/10/10 into training, validation and calibration rows, within each
+        class of the finest known level, or 90/10 into training and calibration where ``validation`` is given.
     model: by default the recipe's network with fresh weights, on ``backbone``.
     out: the run folder. With it the same call resumes an interrupted run; without it nothing is written.
     precision: auto, fp32, bf16 or fp16.
@@ -94,7 +94,8 @@ def fit(
     began = time.monotonic()
     if isinstance(out, str | Path):
         with RunFolder(out) as folder:
-            folder.open({"method": recipe.method, "seed": seed, "recipe": to_dict(recipe), "rows": len(data)})
+            chosen = {"backbone": backbone} if model is None and backbone != "auto" else {}
+            folder.open({"method": recipe.method, "seed": seed, **chosen, **to_dict(recipe)})
             return fit(
                 recipe,
                 data,
@@ -126,11 +127,13 @@ def fit(
         if backbone == "auto"
         else "as given",
     )
-    engine.decide(
-        "rows",
-        f"{len(train)} training, {len(validation)} validation",
-        "cut within each class of the finest known level",
-    )
+    rows = f"{len(train)} training, {len(validation)} validation"
+    if out is not None and out.kept("rows") not in (None, rows):
+        raise UsageError(
+            f"the run folder {out.path} was begun with other rows ({out.kept('rows')} there, {rows} now): "
+            "choose another --out, or the same data"
+        )
+    engine.decide("rows", rows, "cut within each class of the finest known level")
     # Whatever the recipe cannot do is found before anything is written or trained.
     plan(recipe, model, train)
     if out is not None and not out.begun:
@@ -215,7 +218,14 @@ class Engine:
                 objective.to(self.runtime.device)
                 if not self.replay(number, stage, objective):
                     StageRun(self, number, stage, objective).run()
+                    self.obey(f"after stage {stage.name}")
                 number += 1
+
+    def obey(self, where: str) -> None:
+        """Raise Interrupted where a signal has come; what there is to save is saved."""
+        if signal := collective.broadcast_object(interrupt.received()):
+            kept = "saved: the same command goes on from here" if self.checkpoints else "nothing is saved without out"
+            raise Interrupted(signal, f"stopped by signal {signal} {where}; {kept}")
 
     def replay(self, number: int, stage: Stage, objective: Objective) -> bool:
         """Load a finished stage from its file, where there is one."""
@@ -230,6 +240,7 @@ class Engine:
         self.log_offset = saved.state["log"]
         return True
 
+    @torch.no_grad()
     def metrics(self) -> dict[str, Any]:
         """The validation figures of the finished model."""
         if len(self.validation) == 0:

@@ -1,4 +1,4 @@
-"""What a run says while it trains: a live line on a terminal, plain lines elsewhere, and records in metrics.jsonl always."""
+"""What a run says while it trains: a live line on a terminal, plain lines elsewhere. Records go to metrics.jsonl."""
 
 from __future__ import annotations
 

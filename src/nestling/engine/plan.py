@@ -46,8 +46,13 @@ def describe(stage: Stage) -> StagePlan:
 
 
 def order_of(stage: Stage, key: int) -> RowOrder:
-    """The order in which a stage sees its rows; ``key`` is derived from the run's seed and the stage's number."""
+    """The order in which a stage sees its rows; ``key`` is derived from the run's seed and the stage's number.
+
+    Rows that are known to the stage's last level or finer are of one kind: batches are balanced by what it learns.
+    """
     finest = stage.data.finest_known()
+    if stage.until is not None:
+        finest = np.minimum(finest, stage.data.taxonomy.level_index(stage.until))
     return RowOrder(
         finest if stage.rows is None else finest[stage.rows],
         stage.batch_size,

@@ -10,7 +10,10 @@ from typing import Any
 
 from nestling.config import load_toml, to_toml
 from nestling.errors import UsageError
-from nestling.files import RunLock, write_text
+from nestling.files import TEMPORARY, RunLock, remove_leftovers, write_text
+
+FINISHED = "report.html"
+"""Written last: a run folder that holds it is finished."""
 
 
 class RunFolder:
@@ -39,17 +42,19 @@ class RunFolder:
         return self.path / "recipe.toml"
 
     def open(self, given: Mapping[str, Any]) -> bool:
-        """True where a run with these settings was begun here before. Writes nothing.
+        """True where a run with these settings was begun here before. Writes nothing, and clears what a kill left.
 
         Raises UsageError naming the fields in which the settings differ from those that the run was begun with.
         """
         self.given = json.loads(json.dumps(given))
         if not self.recipe.exists():
-            others = [p.name for p in self.path.iterdir() if p.name != self.lock.path.name]
+            names = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY)}
+            others = sorted(names - {self.lock.path.name})
             if others:
                 raise UsageError(
                     f"the folder {self.path} holds other files ({others[0]} …) and no run: choose another --out"
                 )
+            remove_leftovers(self.path)
             return False
         stored = load_toml(self.recipe)
         before, now = flat(stored.get("given", {})), flat(self.given)
@@ -59,10 +64,12 @@ class RunFolder:
                 f"{name}: {before.get(name, 'not set')} there, {now.get(name, 'not set')} now" for name in differing[:6]
             )
             raise UsageError(
-                f"the run folder {self.path} was begun with other settings ({changes}): choose another --out, or the same settings"
+                f"the run folder {self.path} was begun with other settings ({changes}): choose another --out, "
+                "or the same settings"
             )
         self.derived = stored.get("derived", {})
         self.begun = True
+        remove_leftovers(self.path)
         return True
 
     def begin(self) -> None:
@@ -73,7 +80,8 @@ class RunFolder:
     def derive(self, name: str, value: object, reason: str) -> None:
         """Keep what was chosen automatically, and why."""
         plain = value if isinstance(value, bool | int | float | str) else str(value)
-        if self.derived.get(name) != {"value": plain, "reason": reason}:
+        # A resume finds the same value for the reason that the run began with it, which says less.
+        if name not in self.derived or self.derived[name]["value"] != plain:
             self.derived[name] = {"value": plain, "reason": reason}
             if self.begun:
                 self._write()
@@ -83,7 +91,10 @@ class RunFolder:
         return self.derived.get(name, {}).get("value")
 
     def _write(self) -> None:
-        header = f"# {' '.join(sys.argv)[:500]!r}\n# [given] was set; [derived] was chosen automatically, and is ignored when this file is used as --config.\n"
+        header = (
+            f"# {' '.join(sys.argv)[:500]!r}\n"
+            "# [given] was set; [derived] was chosen automatically, and is ignored where this file is a --config.\n"
+        )
         write_text(self.recipe, header + to_toml({"given": self.given, "derived": self.derived}))
 
 

@@ -20,7 +20,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); without it bf16 is about twice as slow."""
+    """Whether the processor multiplies bfloat16 in hardware (AVX512-BF16 or AMX); else bf16 is about twice as slow."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -54,7 +54,12 @@ class Runtime:
         if device == "cuda" and collective.is_distributed():
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         reasons["precision"] = "as given"
-        if kept is not None and precision in ("auto", kept):
+        if kept is not None and precision not in ("auto", kept):
+            raise UsageError(
+                f"this run was begun with precision {kept}, and {precision} is asked for now: choose another --out, "
+                "or leave the precision as it was"
+            )
+        if kept is not None:
             slow = kept == "bf16" and device == "cpu" and not cpu_has_bf16()
             precision = kept
             reasons["precision"] = "as the run began" + (
@@ -74,7 +79,7 @@ class Runtime:
 
     def seed(self, value: int) -> None:
         """Start the generator of this device anew: what dropout and random terms draw from."""
-        # torch.manual_seed also queues a call, with its stack, for a CUDA that is not initialised: a third of a small step.
+        # torch.manual_seed also queues a call, stack and all, for a CUDA not yet initialised: a third of a small step.
         torch.default_generator.manual_seed(value)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from nestling.engine.optim import build_optimizer, rate
 from nestling.engine.plan import order_of
 from nestling.engine.predict import accuracy_per_level
 from nestling.engine.runtime import Runtime
-from nestling.errors import DivergedError, Interrupted, StorageError
+from nestling.errors import DivergedError, StorageError
 from nestling.files import Appender
 from nestling.methods.recipe import Context, Stage
 from nestling.models.model import Model
@@ -88,6 +89,11 @@ class StageRun:
             self.order = order_of(stage, derive(engine.seed, "order", number))
             self.optimizer = build_optimizer(stage.optimizer, stage.lr, self.trained.values())
             self.scaler = torch.amp.GradScaler(engine.runtime.device.type, enabled=engine.runtime.precision == "fp16")
+        # Without a validation row to compare epochs by, the last one is kept.
+        taxonomy = engine.train.taxonomy
+        self.chosen_by = (stage.select.levels or taxonomy.levels) if stage.select else ()
+        chosen = [taxonomy.level_index(level) for level in self.chosen_by]
+        self.can_select = bool((engine.validation.labels[:, chosen] >= 0).any())
         self.checked = False
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
@@ -149,31 +155,24 @@ class StageRun:
             while state.step < self.order.steps:
                 self.step(module, data)
                 self.engine.reporter.step(state.epoch * self.order.steps + state.step)
-                if signal := collective.broadcast_object(interrupt.received()):
+                due = time.monotonic() - self.saved_at > 60 * CHECKPOINT_MINUTES
+                signal, due = collective.broadcast_object((interrupt.received(), due))
+                if signal or due:
                     self.save()
-                    raise Interrupted(
-                        signal,
-                        f"stopped by signal {signal} in stage {stage.name} epoch {state.epoch} step {state.step}; "
-                        + (
-                            "saved: the same command goes on from here"
-                            if self.engine.checkpoints
-                            else "nothing is saved without out"
-                        ),
-                    )
-                if time.monotonic() - self.saved_at > 60 * CHECKPOINT_MINUTES:
-                    self.save()
+                if signal:
+                    self.engine.obey(f"in stage {stage.name} epoch {state.epoch} step {state.step}")
             self.end_epoch()
-            if time.monotonic() - self.saved_at > self.save_seconds / CHECKPOINT_SHARE:
+            due = time.monotonic() - self.saved_at > self.save_seconds / CHECKPOINT_SHARE
+            if collective.broadcast_object(due):
                 self.save()
 
     def step(self, module: nn.Module, data: DeviceData) -> None:
         """One update. Raises DivergedError where the loss or a gradient is not finite."""
         stage, state, order, engine = self.stage, self.progress, self.order, self.engine
         assert order is not None
-        rows, draws = order.batch(state.epoch, state.step)
-        if collective.is_distributed():
-            part = slice(collective.rank(), None, collective.world_size())
-            rows, draws = rows[part], draws[part]
+        every, draws = order.batch(state.epoch, state.step)
+        part = slice(collective.rank(), None, collective.world_size())
+        rows, draws = every[part], draws[part]
         engine.runtime.seed(derive(engine.seed, "step", self.number, state.epoch, state.step, collective.rank()))
         batch = data.batch(self.rows[rows], stage.augmentation, derive(engine.seed, "augment", self.number), draws)
         if stage.perturb is not None:
@@ -188,12 +187,15 @@ class StageRun:
             self.check_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
-        value, finite = loss.item(), bool(torch.isfinite(norm))
-        if not torch.isfinite(loss) or not (finite or self.scaler.is_enabled()):
-            what = "loss" if finite else "gradient"
+        # Each process holds its share of the terms, so that their sum over processes is that of the global batch.
+        values = collective.all_sum(torch.stack([loss.detach(), *terms.values()])) / collective.world_size()
+        value, *parts = values.tolist()
+        if not math.isfinite(value) or not (torch.isfinite(norm) or self.scaler.is_enabled()):
+            what = "gradient" if math.isfinite(value) else "loss"
             raise DivergedError(
                 f"the {what} is not finite in stage {stage.name} epoch {state.epoch} step {state.step}, rows "
-                f"{batch.index[:8].tolist()} …: lower optimizer.lr, or look at these rows; the last checkpoint is kept"
+                f"{listed_rows(stage.data.index[self.rows[every]])}: lower optimizer.lr, or look at these rows; "
+                "the last checkpoint is kept"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -211,7 +213,7 @@ class StageRun:
                     "step": taken,
                     "loss": value,
                     "lr": lr,
-                    "terms": {name: term.item() for name, term in terms.items()},
+                    "terms": dict(zip(terms, parts, strict=True)),
                 }
             )
 
@@ -225,6 +227,7 @@ class StageRun:
                 f"({len(missing)} such parameters): leave it out of 'trainable', or use it in the objective"
             )
 
+    @torch.no_grad()
     def end_epoch(self) -> None:
         """Score the epoch on validation rows, keep the best weights, and move on to the next."""
         stage, state = self.stage, self.progress
@@ -234,18 +237,19 @@ class StageRun:
             "loss": state.running[0] / max(state.running[1], 1),
         }
         if stage.after_epoch is not None:
+            self.engine.runtime.seed(derive(self.engine.seed, "after epoch", self.number, state.epoch))
             stage.after_epoch(self.context)
             self.synchronise()
-        if stage.select is not None and len(self.engine.validation):
+        if stage.select is not None and self.can_select:
             self.synchronise()
             outputs, labels = self.engine.predict(self.engine.validation, stage.until)
-            answers = {k: p for k, p in self.engine.model.answers(outputs).combined.items() if k in stage.select.levels}
+            answers = {k: p for k, p in self.engine.model.answers(outputs).combined.items() if k in self.chosen_by}
             levels = self.engine.train.taxonomy.levels
             score = collective.broadcast_object(stage.select.metric(answers, labels, levels))
             if score != score or abs(score) == float("inf"):
                 raise DivergedError(
-                    f"the {stage.select.name} is not finite after stage {stage.name} epoch {state.epoch + 1}: lower optimizer.lr, "
-                    "or label some validation rows; the last checkpoint is kept"
+                    f"the {stage.select.name} is not finite after stage {stage.name} epoch {state.epoch + 1}: "
+                    "lower optimizer.lr; the last checkpoint is kept"
                 )
             record |= {stage.select.name: score, "accuracy": accuracy_per_level(answers, labels, levels)}
             loss = score if stage.select.mode == "min" else -score
@@ -272,7 +276,7 @@ class StageRun:
         return {**collect("model", self.engine.model.state_dict()), **collect("objective", self.objective.state_dict())}
 
     def synchronise(self) -> None:
-        """Give every process the buffers of rank 0; with their own batch-norm statistics they would decide differently."""
+        """Give every process the buffers of rank 0; with batch-norm statistics of their own they decide differently."""
         collective.broadcast_tensors([*self.engine.model.buffers(), *self.objective.buffers()])
 
     def finish(self) -> None:
@@ -283,6 +287,7 @@ class StageRun:
             restore(self.objective, pick("objective", self.best), "the best epoch")
         if stage.at_end is not None:
             engine.model.eval()
+            engine.runtime.seed(derive(engine.seed, "at end", self.number))
             if collective.rank() == 0:
                 stage.at_end(self.context)
             collective.broadcast_tensors([*engine.model.state_dict().values(), *self.objective.state_dict().values()])
@@ -333,3 +338,9 @@ class StageRun:
         restore_optimizer(self.optimizer, pick("optimizer", saved.tensors))
         self.best = {name: t.to(engine.runtime.device) for name, t in pick("best", saved.tensors).items()} or None
         return True
+
+
+def listed_rows(rows: np.ndarray, limit: int = 8) -> str:
+    """``3, 17, 5``; past ``limit`` the rest is counted."""
+    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+    return ", ".join(map(str, rows[:limit].tolist())) + more

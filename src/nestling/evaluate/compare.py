@@ -1,4 +1,4 @@
-"""A method against its baselines, on the same test rows and seeds: differences with paired intervals, and a verdict in words."""
+"""A method against its baselines, on the same test rows and seeds: paired intervals, and a verdict in words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nestling.evaluate.measure import CLEAN, Measurement
 def compare(
     ours: Sequence[Measurement], baselines: Mapping[str, Sequence[Measurement]], data: LabelledData
 ) -> list[dict[str, Any]]:
-    """The ``comparisons`` of metrics.json, ours minus theirs: accuracy per level and condition, and the calibration gap.
+    """The ``comparisons`` of metrics.json, ours minus theirs: accuracy per level and condition, calibration gap.
 
     The calibration gap is |confidence - accuracy| at the finest level, averaged over the distortions; lower is better.
     Each method has one measurement per seed.
@@ -83,7 +83,10 @@ def gap_interval(
     """
     conditions, seeds, rows = ours.shape
     generator = np.random.default_rng(seed)
-    counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float32) / rows
+    counts = np.empty((draws, rows), dtype=np.float32)
+    for draw in counts:
+        draw[:] = np.bincount(generator.integers(rows, size=rows, dtype=np.int32), minlength=rows)
+    counts /= rows
     share = (
         generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
         if seeds >= 3
@@ -104,15 +107,15 @@ def verdict(method: str, comparisons: Sequence[dict[str, Any]], finest: str, num
     for name in dict.fromkeys(c["baseline"] for c in comparisons):
         mine = [c for c in comparisons if c["baseline"] == name]
         clean = next(c for c in mine if c["metric"] == "accuracy" and c["level"] == finest and c["condition"] == CLEAN)
-        sentence = f"{method} {_outcome(clean, 'beats', 'loses to', 'is not told apart from')} {name} in {finest} accuracy ({_points(clean)})"
+        won = _outcome(clean, "beats", "loses to", "is not told apart from")
+        sentence = f"{method} {won} {name} in {finest} accuracy ({_points(clean)})"
         for c in (c for c in mine if c["metric"] == "calibration gap" and c["condition"] == "distorted"):
-            sentence += f"; its calibration gap under distortion is {_outcome(c, 'larger', 'smaller', 'not told apart')} ({_points(c)})"
+            size = _outcome(c, "larger", "smaller", "not told apart")
+            sentence += f"; its calibration gap under distortion is {size} ({_points(c)})"
         sentences.append(sentence + ".")
     seeds = f"{num_seeds} seeds" if num_seeds > 1 else "1 seed, which says nothing of how seeds differ"
-    return (
-        " ".join(sentences)
-        + f" Points are per cent; paired 95 % intervals over {'seeds and ' if num_seeds >= 3 else ''}test rows, {seeds}."
-    )
+    drawn = "seeds and test rows" if num_seeds >= 3 else "test rows"
+    return "\n".join([*sentences, f"Points are per cent; paired 95 % intervals over {drawn}, {seeds}."])
 
 
 def _outcome(comparison: dict[str, Any], above: str, below: str, neither: str) -> str:

@@ -1,4 +1,4 @@
-"""From probabilities to decisions: a class per level, a path from coarse to fine, and the level that can be vouched for."""
+"""From probabilities to decisions: a class per level, a path from coarse to fine, the level to vouch for."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def decide_levels(answers: Answers, combined: bool = True) -> Decisions:
 def decide_leaf(answers: Answers, taxonomy: Taxonomy, least_distance: bool = False) -> Decisions:
     """A flat model's decision: its finest column, and that column's ancestors with their summed probabilities.
 
-    The column is the most probable one, or with ``least_distance`` the one of least expected distance in the tree (CRM).
+    The column is the most probable one, or with ``least_distance`` that of least expected distance in the tree (CRM).
     """
     finest = taxonomy.levels[-1]
     p = answers.combined[finest]

@@ -28,7 +28,7 @@ class Measurement:
     """One model on one set of rows."""
 
     metrics: dict[str, Any]
-    """``levels``, ``levels_uncombined``, ``agreement``, ``agreement_uncombined`` and ``distortions`` of metrics.json."""
+    """``levels``, ``levels_uncombined``, ``agreement``, ``agreement_uncombined``, ``distortions`` of metrics.json."""
     decisions: dict[str, Decisions]
     """Per condition: 'clean', or a distortion."""
 

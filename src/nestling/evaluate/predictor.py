@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +13,10 @@ from nestling.data.images import decode
 from nestling.data.transforms import Preprocessing
 from nestling.engine.predict import concatenate
 from nestling.engine.runtime import Runtime
-from nestling.errors import DataError, UsageError
+from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.decide import describe_paths
 from nestling.models.model import Answers, Model, Outputs
 from nestling.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    pass
-
-Input = "str | Path | Image | np.ndarray | torch.Tensor"
 
 
 class Predictor:
@@ -67,8 +62,13 @@ class Predictor:
     def images(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> torch.Tensor:
         """``inputs`` as uint8 (n, c, h, w) of the model's size and channels."""
         size, channels = (self.preprocessing.height, self.preprocessing.width), self.preprocessing.channels
-        if isinstance(inputs, str | Path) or not hasattr(inputs, "__len__"):
-            raise UsageError(f"expected a sequence of inputs, got one {type(inputs).__name__}: put it in a list")
+        if isinstance(inputs, str | bytes) or not isinstance(inputs, Sequence | np.ndarray | torch.Tensor):
+            raise UsageError(f"expected a list of inputs, got {type(inputs).__name__}: put what there is in a list")
+        if isinstance(inputs, np.ndarray) and (inputs.ndim not in (3, 4) or inputs.dtype != np.uint8):
+            raise UsageError(
+                f"expected a uint8 array (n, h, w) or (n, h, w, channels), got {inputs.dtype} {inputs.shape}: "
+                "put a single picture in a list"
+            )
         if isinstance(inputs, torch.Tensor):
             if inputs.ndim != 4 or inputs.dtype != torch.uint8:
                 raise UsageError(f"expected a uint8 tensor (n, c, h, w), got {inputs.dtype} {tuple(inputs.shape)}")
@@ -85,12 +85,22 @@ class Predictor:
 
     def _answers(self, images: torch.Tensor) -> Answers:
         with torch.no_grad():
-            return self.model.answers(self._outputs(images))
+            answers = self.model.answers(self._outputs(images))
+        for level, p in answers.combined.items():
+            if not torch.isfinite(p).all():
+                raise StorageError(f"the model's probabilities at level {level!r} are not finite: train it again")
+        return answers
 
     @torch.no_grad()
     def _outputs(self, images: torch.Tensor, batch_size: int = 1024) -> Outputs:
         if len(images) == 0:
-            raise DataError("there is nothing to predict: give at least one input")
+            # Layers differ in what they make of no rows at all.
+            one = self._outputs(images.new_zeros((1, *images.shape[1:])))
+            return Outputs(
+                {name: logits[:0] for name, logits in one.logits.items()},
+                {name: features[:0] for name, features in one.features.items()},
+                one.embedding[:0],
+            )
         parts = []
         for start in range(0, len(images), batch_size):
             batch = self.preprocessing(images[start : start + batch_size].to(self.runtime.device))
@@ -99,11 +109,17 @@ class Predictor:
 
 
 def _picture(item: Any, row: int) -> Any:
+    from PIL import Image
+
+    if isinstance(item, str | Path):
+        return Path(item)
+    if isinstance(item, bytes | Image.Image):
+        return item
     if not isinstance(item, np.ndarray):
-        return Path(item) if isinstance(item, str) else item
-    if item.dtype != np.uint8 or item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] not in (1, 3)):
+        raise DataError(f"input {row}: expected a path, a PIL image or a uint8 array, got {type(item).__name__}")
+    if item.dtype != np.uint8 or item.ndim not in (2, 3) or item.shape[2:] not in ((), (1,), (3,)) or not item.size:
         raise DataError(f"input {row}: expected a uint8 array (h, w) or (h, w, 3), got {item.dtype} {item.shape}")
-    return item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item
+    return item[:, :, 0] if item.shape[2:] == (1,) else item
 
 
 def name_of(item: Any, row: int) -> str:

@@ -11,6 +11,9 @@ from nestling.methods.recipe import Stage as Stage
 RECIPES: dict[str, type[Recipe]] = {recipe.method: recipe for recipe in (Nested, EndToEnd, FlatMarginal)}
 
 
+__all__ = ["EndToEnd", "FlatMarginal", "Nested", "Optimizer", "Recipe", "Stage"]
+
+
 def recipe_class(method: str) -> type[Recipe]:
     """The recipe of a method by its name on the command line. Raises UsageError for an unknown one."""
     if method not in RECIPES:

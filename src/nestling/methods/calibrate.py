@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from nestling.data.dataset import LabelledData
 from nestling.methods.recipe import Context, Optimizer, Select, Stage
 from nestling.models.model import Model
@@ -14,8 +16,9 @@ def select_by_likelihood(levels: tuple[str, ...]) -> Select:
     return Select(negative_log_likelihood, "validation loss", "min", levels)
 
 
+@torch.no_grad()
 def fit_temperatures(context: Context) -> None:
-    """Divide each head's logits by the temperature of the least validation loss (Guo et al.; papers' README, Temperature)."""
+    """Divide each head's logits by the temperature of least validation loss (Guo et al.; papers' README)."""
     calibration = context.model.calibration
     if context.validation is None or len(context.validation) == 0:
         return

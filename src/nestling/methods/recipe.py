@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nestling.models.model import Model, Outputs
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
+LEAST_STEPS = 10
+"""Of an epoch: with fewer, a hundred rows would be learned from in a handful of updates."""
 SCHEDULES = ("one-cycle", "cosine", "constant", "plateau")
 
 
@@ -68,7 +70,7 @@ class Select:
     name: str
     mode: str = "min"
     levels: tuple[str, ...] = ()
-    """The levels that count."""
+    """The levels that count; all of them where none is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ class Recipe(ABC):
     epochs: int | tuple[int, ...] = 60
     """At most so many: one value, or one per stage."""
     steps_per_epoch: int | None = None
-    """None: one pass over the stage's rows."""
+    """None: one pass over the stage's rows, and at least 10 steps."""
     batch_size: int = 256
     """Rows per step, over all processes."""
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -141,8 +143,8 @@ class Recipe(ABC):
     """levels: fixed shares of a batch by finest known level; rows: as they come."""
     augmentation: str = "auto"
     """auto (by the kind of image), none, affine, crop or crop-mirror."""
-    patience: int | None = 10
-    """Stop a stage after so many epochs without a better validation loss."""
+    patience: int | None = None
+    """Stop a stage after so many epochs without a better validation loss; the best epoch is kept in any case."""
 
     def __post_init__(self) -> None:
         check("epochs", self.epochs, least=1)
@@ -157,6 +159,12 @@ class Recipe(ABC):
     def network(self) -> NetworkOptions:
         """What this method asks of its network."""
         return NetworkOptions(norm=self.norm)
+
+    def steps_for(self, num_rows: int) -> int | None:
+        """Steps per epoch of a stage whose pass is over ``num_rows``; None is an exact pass, every row once."""
+        if self.steps_per_epoch is not None:
+            return self.steps_per_epoch
+        return LEAST_STEPS if num_rows < LEAST_STEPS * self.batch_size else None
 
     @abstractmethod
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:

@@ -75,7 +75,7 @@ def auto_backbone(input_shape: tuple[int, int, int]) -> str:
 
 
 def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "batch") -> nn.Module:
-    """A backbone by name: ``conv:8-16/32/64`` (widths; ``/`` pools), ``resnet10``, ``resnet18``, ``resnet18-16`` (first width).
+    """A backbone by name: ``conv:8-16/32/64`` (widths; ``/`` pools), ``resnet18``, ``resnet18-16`` (first width).
 
     ``auto`` is resolved by ``auto_backbone`` before. Raises UsageError for an unknown name or images too small for it.
     """

@@ -68,4 +68,5 @@ def rebuild(taxonomy: Taxonomy, config: dict[str, Any]) -> Model:
     model = build_model(taxonomy, tuple(config["input_shape"]), config["backbone"], config["method"], config["options"])
     if config["rejection"]:
         model.calibration.add_rejection()
+        model.config["rejection"] = True
     return model

@@ -1,4 +1,4 @@
-"""Calibration of a model's heads: a temperature and, optionally, a rejection class for each (nested learning, Section 2.2)."""
+"""Calibration of heads: a temperature and, optionally, a rejection class for each (nested learning, Section 2.2)."""
 
 from __future__ import annotations
 
@@ -41,14 +41,19 @@ class Calibration(nn.Module):
         self.temperature[self.heads.index(head)] = temperature
         self.rejection_temperature[self.heads.index(head)] = rejection
 
-    def forward(self, head: str, logits: Tensor, features: Tensor, reject: bool = True) -> tuple[Tensor, Tensor]:
-        """Probabilities of the real classes (b, width), summing to 1 - rejection, and the rejection (b,).
+    def forward(
+        self, head: str, logits: Tensor, features: Tensor, reject: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """From logits (b, width) and features (b, d) of a head: probabilities, rejection, and renormalised ones.
 
-        Without a rejection layer, or with ``reject=False``, the rejection is 0.
+        The probabilities of the real classes (b, width) sum to 1 - rejection; the rejection (b,) is 0 without a
+        rejection layer or with ``reject=False``. The last, (b, width), are those of the real classes alone: they sum to
+        1 also where the rejection leaves nothing that float32 can hold.
         """
         number = self.heads.index(head)
         if reject and head in self.rejection:
-            probabilities = (self.rejection_logits(head, features) / self.rejection_temperature[number]).softmax(1)
-            return probabilities[:, :-1], probabilities[:, -1]
+            scores = self.rejection_logits(head, features) / self.rejection_temperature[number]
+            probabilities = scores.softmax(1)
+            return probabilities[:, :-1], probabilities[:, -1], scores[:, :-1].softmax(1)
         probabilities = (logits.float() / self.temperature[number]).softmax(1)
-        return probabilities, torch.zeros_like(probabilities[:, 0])
+        return probabilities, torch.zeros_like(probabilities[:, 0]), probabilities

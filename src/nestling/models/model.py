@@ -68,15 +68,19 @@ class Model(nn.Module, ABC):
         """
         separate: dict[str, Tensor] = {}
         rejection: dict[str, Tensor] = {}
+        real: dict[str, Tensor] = {}
         for level, logits in outputs.logits.items():
-            separate[level], rejection[level] = self.calibration(level, logits, outputs.features[level], reject)
+            answers = self.calibration(level, logits, outputs.features[level], reject)
+            separate[level], rejection[level], real[level] = answers
         for finer, level in _finer_first(self.taxonomy.levels):
             if level not in separate and finer in separate:
-                separate[level] = functional.aggregate(separate[finer], self.taxonomy, level, of=finer)
+                separate[level], real[level] = (
+                    functional.aggregate(p[finer], self.taxonomy, level, of=finer) for p in (separate, real)
+                )
                 rejection[level] = rejection[finer]
         levels = [level for level in self.taxonomy.levels if level in separate]
-        real = [separate[level] / separate[level].sum(1, keepdim=True).clamp_min(1e-12) for level in levels]
-        combined = real if self.flat else functional.combine_levels(real, self.taxonomy, levels)
+        shares = [real[level] for level in levels]
+        combined = shares if self.flat else functional.combine_levels(shares, self.taxonomy, levels)
         return Answers(
             dict(zip(levels, combined, strict=True)),
             {level: separate[level] for level in levels},

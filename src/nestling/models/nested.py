@@ -2,7 +2,7 @@
 
 The coarsest level is read from the deepest, narrowest map. Every finer level upsamples the map of the level before,
 joins a skip from an earlier map of the backbone, and has its own low-dimensional bottleneck and linear head (Section
-2.1): without the skips X -> f_i -> f_{i+1} is a Markov chain, and a finer bottleneck cannot know more than a coarser one.
+2.1): without the skips X -> f_i -> f_{i+1} is a Markov chain, and a finer bottleneck cannot know more than a coarser.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class NestedModel(Model):
         return tuple(self.head)
 
     def parts(self, until: str) -> list[nn.Module]:
-        """The modules that the levels up to ``until`` are computed by: (theta_j, eta_j) for j = 1..i in P_i (Section 2.2)."""
+        """The modules that levels up to ``until`` are computed by: (theta_j, eta_j), j = 1..i, in P_i (Section 2.2)."""
         levels = self.taxonomy.levels[: self.taxonomy.level_index(until) + 1]
         return [
             self.backbone,

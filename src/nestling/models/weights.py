@@ -10,7 +10,7 @@ from nestling.errors import StorageError
 
 @torch.no_grad()
 def restore(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Copy ``tensors`` into the module's own, whose memory layout stays. Raises StorageError where names or shapes differ."""
+    """Copy ``tensors`` into the module's own, whose layout stays. Raises StorageError where names or shapes differ."""
     own = module.state_dict()
     if own.keys() != tensors.keys():
         raise StorageError(
@@ -20,6 +20,7 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
     for name, tensor in tensors.items():
         if own[name].shape != tensor.shape:
             raise StorageError(
-                f"{what} does not fit this model: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+                f"{what} does not fit this model: {name} has shape {tuple(tensor.shape)}, "
+                f"expected {tuple(own[name].shape)}"
             )
         own[name].copy_(tensor)

@@ -24,8 +24,8 @@ class Reducer(nn.Module, ABC):
 class Mean(Reducer):
     """The weighted mean over the rows of the global batch.
 
-    The gradients of several processes are averaged, so each multiplies by their number and divides by the global weight:
-    the result is the gradient of one process, however unevenly the labelled rows fall.
+    The gradients of several processes are averaged, so each multiplies by their number and divides by the global
+    weight: the result is the gradient of one process, however unevenly the labelled rows fall.
     """
 
     def forward(self, values: Tensor, weights: Tensor, batch: Batch) -> Tensor:

@@ -81,7 +81,7 @@ def _scaled(weight: Weight, factor: float) -> Weight:
 
 
 class CrossEntropy(Term):
-    """Categorical cross-entropy of one output, over the rows labelled at its level: L_n of P_i (nested learning, Section 2.2)."""
+    """Categorical cross-entropy of one output, over the rows labelled at its level: L_n of P_i (nested, Sec. 2.2)."""
 
     def __init__(self, output: str, level: str | None = None, reducer: Reducer | None = None) -> None:
         super().__init__(output, reducer)

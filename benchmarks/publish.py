@@ -1,0 +1,107 @@
+"""docs/results.md and the README's table, written from results/*.json: ``python benchmarks/publish.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nestling.files import write_text
+
+START, END = "<!-- results -->", "<!-- end of results -->"
+TITLES = {
+    "demo": "Handwritten digits: the demo",
+    "mnist": "MNIST with 5 % fine labels",
+    "demo-choice": "How the demo's settings were chosen",
+    "defaults-choice": "How nested learning's defaults were chosen",
+}
+TEXTS = {
+    "demo": """1,347 training digits of 8 x 8 pixels: all show their coarse class, 40 % their middle one, 10 % the
+digit; 450 test digits. Every method has the same network, augmentation, temperature step and 600 steps of 64 rows.
+`turbulence:S,T` warps the picture by a random field, smooth over S pixels and T pixels strong.""",
+    "mnist": """All 60,000 rows show their coarse class, 50 % their middle one, 5 % the digit. One seed: a figure, no
+claim.""",
+    "demo-choice": """Five folds of the 1,347 training digits; no test row was read. The highest fine accuracy of each
+method is what the demo uses.""",
+    "defaults-choice": """6,000 training rows of mnist and fashion_mnist, at 14 x 14 pixels, with 2 % and 10 % fine
+labels; scored on 4,000 other training rows; no test row was read. Equal steps for all.""",
+}
+
+
+def value(row: dict[str, Any]) -> str:
+    """A share in per cent, with its deviation over seeds."""
+    if row["mean"] is None:
+        return "-"
+    return f"{100 * row['mean']:.1f}" + (f" ± {100 * row['std']:.1f}" if row["std"] is not None else "")
+
+
+def table(result: dict[str, Any], columns: dict[str, str]) -> list[str]:
+    """A Markdown table: a line for each row of ``result``, the chosen columns under new names."""
+    cells = {(r["row"], r["column"]): value(r) for r in result["table"]}
+    lines = ["| | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
+    rows = dict.fromkeys(r["row"] for r in result["table"])
+    shown = [[row.replace(" | ", ", "), *(cells.get((row, c), "-") for c in columns)] for row in rows]
+    return [*lines, *("| " + " | ".join(line) + " |" for line in shown)]
+
+
+def columns_of(result: dict[str, Any]) -> dict[str, str]:
+    """The columns that are shown: for runs accuracy and overconfidence, for choices all but the last."""
+    found = list(dict.fromkeys(r["column"] for r in result["table"]))
+    if not any("accuracy" in c for c in found):
+        return {c: c for c in found if not c.startswith("nll")}
+    levels = list(dict.fromkeys(c.split(" | ")[1] for c in found))
+    conditions = list(dict.fromkeys(c.split(" | ")[0] for c in found))
+    shown = {f"clean | {level} | accuracy": f"{level} accuracy" for level in levels}
+    for condition in conditions:
+        if condition != "clean":
+            shown[f"{condition} | {levels[-1]} | accuracy"] = f"{levels[-1]}, {condition}"
+        where = "" if condition == "clean" else f", {condition}"
+        shown[f"{condition} | {levels[-1]} | overconfidence"] = f"overconfidence{where}"
+    return shown
+
+
+def claims(result: dict[str, Any]) -> list[str]:
+    """Each claim with its interval and verdict."""
+    if not result["claims"]:
+        return []
+    lines = ["", "| claim | points | 95 % interval | verdict |", "|---|---:|---:|---|"]
+    for c in result["claims"]:
+        lo, hi = c["interval"]
+        lines.append(f"| {c['text']} | {100 * c['ours']:+.1f} | [{100 * lo:+.1f}, {100 * hi:+.1f}] | {c['verdict']} |")
+    return lines
+
+
+def section(name: str, result: dict[str, Any]) -> str:
+    """One result as a section of the page."""
+    commit = str(result["commit"])[:10]
+    made = f"`{result['command']}`, {len(result['seeds'])} seed(s), {result['hardware']}, commit {commit}, "
+    lines = [
+        f"## {TITLES.get(name, name)}",
+        "",
+        TEXTS.get(name, ""),
+        "",
+        f"{made}{result['seconds']:.0f} s. In per cent, mean ± std.",
+        "",
+    ]
+    return "\n".join([*lines, *table(result, columns_of(result)), *claims(result), ""])
+
+
+def main() -> None:
+    """Write both pages."""
+    order = list(TITLES)
+    found = {path.stem: json.loads(path.read_text()) for path in Path("results").glob("*.json")}
+    found = {name: r for name, r in found.items() if "table" in r}
+    names = sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
+    intro = "# Results\n\nWritten from `results/*.json` by `python benchmarks/publish.py`.\n"
+    notes = "Overconfidence is mean confidence minus accuracy, in points.\n"
+    write_text("docs/results.md", "\n".join([intro, notes, *(section(name, found[name]) for name in names)]))
+    if "demo" in found:
+        readme = Path("README.md").read_text()
+        before, rest = readme.split(START)
+        after = rest.split(END)[-1] if END in rest else rest
+        text = "\n".join([START, TEXTS["demo"], "", *table(found["demo"], columns_of(found["demo"])), "", END])
+        write_text("README.md", before + text + after)
+
+
+if __name__ == "__main__":
+    main()
