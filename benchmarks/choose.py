@@ -17,17 +17,19 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from nestling.commands.finish import default_distortions, score
 from nestling.commands.jobs import Job, run_jobs
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
-from nestling.engine.fit import fit
+from nestling.engine.fit import Run, fit
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import excess, gap
-from nestling.evaluate.measure import CLEAN
+from nestling.evaluate.measure import CLEAN, outputs_of
 from nestling.files import write_json
 from nestling.methods import EndToEnd, FlatMarginal, Nested, Optimizer, Recipe
+from nestling.objectives.calibration import negative_log_likelihood
 from nestling.provenance import commit, hardware, versions
 
 RUNS = Path("runs/choose")
@@ -110,6 +112,14 @@ def folder(what: str, setting: str, name: str, seed: int) -> Path:
     return RUNS / what / setting.replace(" ", "-") / name.replace(" ", "_") / str(seed)
 
 
+def log_loss(run: Run, held: LabelledData, distortions: list[str], reject: bool) -> float:
+    """-log p(true finest class) in nats, over clean and distorted rows: accuracy and confidence in one."""
+    outputs = outputs_of(run.model, run.preprocessing, held, Runtime.choose("cpu", "fp32"), distortions)
+    finest, target = held.taxonomy.levels[-1], torch.from_numpy(held.labels[:, -1:])
+    found = [run.model.answers(output, reject).combined[finest] for output in outputs.values()]
+    return float(np.mean([negative_log_likelihood({finest: p}, target, (finest,)) for p in found]))
+
+
 def scores(what: str, setting: str, name: str, recipe: Recipe, seeds: list[int]) -> Iterator[dict]:
     """A row of the table for every way in which the candidate can answer (with and without rejection; CRM)."""
     collected: dict[str, list] = {}
@@ -124,20 +134,13 @@ def scores(what: str, setting: str, name: str, recipe: Recipe, seeds: list[int])
             per_level = {level: m.correct(held, level).mean() for level in held.taxonomy.levels}
             warped = [m.correct(held, finest, c).mean() for c in m.decisions if c != CLEAN]
             gaps = {c: gap(excess([m], held, finest, [c])) for c in m.decisions}
-            likelihood = -np.log(
-                np.clip(
-                    np.where(m.correct(held, finest) > 0, m.confidence(held, finest), 1 - m.confidence(held, finest)),
-                    1e-6,
-                    1,
-                )
-            ).mean()
             collected.setdefault(way, []).append(
                 {
                     **per_level,
                     "distorted": np.mean(warped),
                     "gap": gaps.pop(CLEAN),
                     "gap distorted": np.mean(list(gaps.values())),
-                    "nll of right or wrong": likelihood,
+                    "log loss": log_loss(run, held, distortions, not way.endswith("only)")),
                 }
             )
     for way, found in collected.items():

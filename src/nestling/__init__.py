@@ -32,8 +32,8 @@ _HOME = {
 }  # fmt: skip
 _MODULES = ("errors", "functional", "methods")
 __all__ = [
-    "LabelledData", "Taxonomy", "__version__", "build_model", "errors", "fit", "from_pretrained", "functional", "load_data",
-    "methods",
+    "LabelledData", "Taxonomy", "__version__", "build_model", "errors", "fit", "from_pretrained", "functional",
+    "load_data", "methods",
 ]  # fmt: skip
 
 

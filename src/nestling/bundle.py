@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from nestling import __version__
+from nestling.data.decode import MAX_PIXELS
 from nestling.data.transforms import Preprocessing
 from nestling.errors import DataError, NestlingError, StorageError, UsageError, listed
 from nestling.evaluate.predictor import Predictor
@@ -77,14 +78,16 @@ def save_bundle(
 
 
 def find_bundle(path: Path | str) -> Path:
-    """The bundle of a run folder or of a bundle folder. Raises UsageError where there is none, StorageError for parts."""
+    """The bundle of a run or bundle folder. Raises UsageError where there is none, StorageError for parts of one."""
     path = Path(path)
     for folder in (path / "model", path):
         missing = [name for name in FILES if not (folder / name).is_file()]
         if not missing:
             return folder
         if len(missing) < len(FILES):
-            raise StorageError(f"the bundle {folder} is damaged: {listed(missing)} missing; save it again, or train again")
+            raise StorageError(
+                f"the bundle {folder} is damaged: {listed(missing)} missing; save it again, or train again"
+            )
     if not path.exists():
         raise UsageError(f"there is no run {path}: give the folder that nestling train or demo printed")
     if (path / "recipe.toml").exists():
@@ -92,7 +95,8 @@ def find_bundle(path: Path | str) -> Path:
             f"the run {path} is not finished: run the same training command again, it goes on where it stopped"
         )
     raise UsageError(
-        f"{path} is neither a run nor a bundle ({', '.join(FILES)}): give the folder that nestling train or demo printed"
+        f"{path} is neither a run nor a bundle ({', '.join(FILES)}): give the folder that nestling train or demo "
+        "printed"
     )
 
 
@@ -123,7 +127,16 @@ def load_bundle(path: Path | str) -> Bundle:
     except StorageError:
         raise
     # torch complains of impossible sizes by RuntimeError.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         kind = "" if isinstance(error, NestlingError) else f"{type(error).__name__}: "
         reason = " ".join(f"{kind}{error}".split())
         raise StorageError(f"the bundle {folder} is damaged ({reason:.300}): save it again, or train again") from error
@@ -142,7 +155,11 @@ def check_weights(planned: Model, tensors: Mapping[str, torch.Tensor], preproces
     """Raise DataError where tensors or preprocessing do not fit the model ``planned``, or cannot answer anything."""
     size = [preprocessing.channels, preprocessing.height, preprocessing.width]
     if planned.config["input_shape"] != size:
-        raise DataError(f"the model takes images of shape {planned.config['input_shape']}, the preprocessing gives {size}")
+        raise DataError(
+            f"the model takes images of shape {planned.config['input_shape']}, the preprocessing gives {size}"
+        )
+    if preprocessing.height * preprocessing.width > MAX_PIXELS:
+        raise DataError(f"the model takes images of {size}, more than {MAX_PIXELS:,} pixels")
     expected = planned.state_dict()
     for name in sorted(expected.keys() ^ tensors.keys())[:1]:
         raise DataError(f"the weights {name!r} stand in only one of model and file")

@@ -47,7 +47,7 @@ class SourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train a classifier of real handwritten digits in about a minute, compare it with what it has to beat, and report."""
+    """Train on real handwritten digits in about a minute, compare with what there is to beat, and report."""
 
     out: str = "runs/demo"
     """The run folder."""
@@ -68,7 +68,7 @@ class Train(SourceOptions):
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE")] = ()
     """Fields of the method's recipe, such as epochs=30 optimizer.lr=0.05."""
     backbone: str | None = None
-    """auto (the default), resnet10, resnet18, resnet34, resnet18-16 (first width), or widths such as conv:8-16/32/64."""
+    """auto (the default), resnet10, resnet18, resnet34, resnet18-16 (first width), or widths as conv:8-16/32/64."""
     image_size: int | None = None
     """Pixels a side; by default from the data."""
     known: str | None = None
@@ -128,9 +128,12 @@ class Show:
 
 
 Command = (
-    Annotated[Demo, subcommand("demo")] | Annotated[Train, subcommand("train")] | Annotated[Evaluate, subcommand("evaluate")]
-    | Annotated[Predict, subcommand("predict")] | Annotated[Show, subcommand("show")]
-)  # fmt: skip
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Predict, subcommand("predict")]
+    | Annotated[Show, subcommand("show")]
+)
 
 
 OPTIONS_OF = {"demo": Demo, "train": Train, "evaluate": Evaluate, "predict": Predict, "show": Show}
@@ -169,7 +172,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def parse(arguments: list[str]) -> object:
-    """The command with its options, None where ``--help`` or ``--version`` was answered. Raises UsageError in one line."""
+    """The command with its options, None where ``--help`` or ``--version`` was answered. Raises UsageError."""
     if not arguments:
         raise UsageError(f"expected a command, one of {listed(OPTIONS_OF)}: see nestling --help")
     if arguments == ["--version"]:
@@ -278,11 +281,13 @@ def one_line(boxed: str, arguments: list[str]) -> str:
         name = match[1].split("=")[0]
         if not name.startswith("-"):
             return f"unexpected argument {name!r}: {see}"
-        named = [f.name for f in fields(OPTIONS_OF[known[0]]) if "Argument" not in str(f.type)] if known else ["version"]
+        named = (
+            [f.name for f in fields(OPTIONS_OF[known[0]]) if "Argument" not in str(f.type)] if known else ["version"]
+        )
         options = [f"--{name.replace('_', '-')}" for name in named]
         hint = " A field of the recipe is given by --set FIELD=VALUE;" if known == ["train"] else ""
         return f"{unknown('option', name, [*options, '--help'])}{hint} {see}"
     if match := re.match(r"Error parsing (\S+): .*?(?:\[|base 10: )'(.*?)'", text):
         wanted = "an integer" if "INT" in argument else "a number" if "FLOAT" in argument else "of another kind"
-        return f"{match[1]} must be {wanted}, got {match[2]!r}: {see}"
+        return f"{match[1]} must be {wanted}, got {match[2]!r:.80}: {see}"
     return f"{text.rstrip('. ') or 'cannot read the options'}: {see}"

@@ -21,6 +21,9 @@ from nestling.errors import StorageError, UsageError, unknown
 
 T = TypeVar("T")
 
+MOST = 1e300
+"""Larger integers are no floats any more."""
+
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     """``["epochs=30", "optimizer.lr=0.05"]`` to nested settings; the last assignment to a field wins.
@@ -34,7 +37,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
             raise UsageError(f"cannot read the setting {assignment!r}: expected FIELD=VALUE, such as epochs=30")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             value = text.strip()
         *outer, last = name.strip().split(".")
         inner = settings
@@ -52,7 +55,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
         settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the configuration {path}: {error.strerror}; check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the configuration {path} is not TOML: {error}") from error
     return settings.get("given", settings)
 
@@ -99,7 +102,7 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         elif (option is bool and isinstance(value, bool)) or (option is str and isinstance(value, str)):
             return value
         elif option in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
-            if option is float or isinstance(value, int):
+            if (option is float and abs(value) < MOST) or isinstance(value, option):
                 return option(value)
     raise UsageError(f"{name} must be {describe(kind)}, got {value!r}")
 
@@ -109,7 +112,8 @@ def describe(kind: Any) -> str:
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         return " or ".join(describe(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return f"a list of {describe(typing.get_args(kind)[0])}s".replace("list of a ", "list of ")
+        inner = describe(typing.get_args(kind)[0])
+        return "a list of texts" if inner == "text" else f"a list of {inner.split(' ', 1)[-1]}s"
     return {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "none"}.get(
         kind, str(kind)
     )
@@ -192,5 +196,5 @@ def load_toml(path: Path) -> dict[str, Any]:
     """A TOML file that nestling wrote. Raises StorageError where it is damaged."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"cannot read {path}: {error}; delete the run folder and train again") from error

@@ -239,7 +239,10 @@ class RunLock:
     def __exit__(self, *_: object) -> None:
         if self.descriptor is None:
             return
-        if self.path.name not in self.before and {p.name for p in self.folder.iterdir()} == {*self.before, self.path.name}:
+        if self.path.name not in self.before and {p.name for p in self.folder.iterdir()} == {
+            *self.before,
+            self.path.name,
+        }:
             self.path.unlink()
             self._remove_created()
         self.release()

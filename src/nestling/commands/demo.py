@@ -26,8 +26,8 @@ PRECISION = "fp32"
 def recipes() -> dict[str, Recipe]:
     """The demo's recipes, all of 600 steps of 64 rows.
 
-    Each method's learning rate, and nested learning's epochs, have the highest fine accuracy over five folds of the 1,347
-    training rows (benchmarks/choose.py, results/demo-choice.json); test rows chose nothing.
+    Each method's learning rate, and nested learning's epochs, have the least log loss over clean and distorted rows, in
+    five folds of the 1,347 training rows (benchmarks/choose.py, results/demo-choice.json); test rows chose nothing.
     """
     from nestling.methods import EndToEnd, FlatMarginal, Nested, Optimizer
 
@@ -64,9 +64,8 @@ def demo(command: Demo) -> int:
             if not begun:
                 folder.begin()
             work(folder, chosen, list(range(command.seeds)), began)
-    print(
-        f"report: {out / 'report.html'}\nmodel:  {out / 'model'}\ntry:    nestling predict {out / 'model'} {out / 'examples'}"
-    )
+    model = out / "model"
+    print(f"report: {out / FINISHED}\nmodel:  {model}\ntry:    nestling predict {model} {out / 'examples'}")
     return 0
 
 
@@ -76,7 +75,8 @@ def work(folder: RunFolder, chosen: dict[str, Recipe], seeds: list[int], began: 
     from nestling.commands.jobs import Job, run_jobs
 
     say(
-        f"training {len(chosen)} methods x {len(seeds)} seeds on 1,347 digits, of which 40 % show their middle class and 10 % their digit"
+        f"training {len(chosen)} methods x {len(seeds)} seeds on 1,347 digits, "
+        "of which 40 % show their middle class and 10 % their digit"
     )
     jobs = [
         Job(f"{method}, seed {seed}", fit_one, (recipe, seed, folder.path / "seeds" / str(seed) / method))
@@ -104,12 +104,9 @@ def work(folder: RunFolder, chosen: dict[str, Recipe], seeds: list[int], began: 
     )
     metrics = finish(end, DISTORTIONS)
     for name, entry in {"nested": metrics, **metrics["methods"]}.items():
-        finest = entry["levels"][-1]
-        distorted = [e["levels"][-1] for e in entry["distortions"].values()]
-        say(
-            f"{name:14} {finest['name']} accuracy {100 * finest['accuracy']:.1f} %, confidence {100 * finest['confidence']:.1f} %; distorted: "
-            + ", ".join(f"{100 * d['accuracy']:.1f} % at confidence {100 * d['confidence']:.1f} %" for d in distorted)
-        )
+        finest = [entry["levels"][-1], *(e["levels"][-1] for e in entry["distortions"].values())]
+        clean, *distorted = (f"{100 * f['accuracy']:.1f} % at confidence {100 * f['confidence']:.1f} %" for f in finest)
+        say(f"{name:14} {finest[0]['name']} accuracy {clean}; distorted: {', '.join(distorted)}")
     say(metrics["verdict"])
     say(f"{time.monotonic() - began:.0f} s")
 

@@ -85,7 +85,7 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
 def score(
     method: str, run: Run, test: LabelledData, runtime: Runtime, distortions: Sequence[str]
 ) -> dict[str, Measurement]:
-    """The measurements of one run: flat + marginal is decided anew by CRM, and a rejection layer is scored without it too."""
+    """The measurements of one run: flat + marginal also decided by CRM, a rejection layer also left out."""
     outputs = outputs_of(run.model, run.preprocessing, test, runtime, distortions)
     scores = {method: measure(run.model, outputs, test)}
     if run.model.config["rejection"]:
@@ -104,7 +104,9 @@ def summarise(end: Finish, measurements: Mapping[str, Sequence[Measurement]]) ->
         baselines = {name: found for name, found in rivals.items() if not name.startswith(end.method)}
         if baselines:
             metrics["comparisons"] = compare(measurements[end.method], baselines, end.test)
-            metrics["verdict"] = verdict(end.method, metrics["comparisons"], metrics["levels"][-1]["name"], len(end.seeds))
+            metrics["verdict"] = verdict(
+                end.method, metrics["comparisons"], metrics["levels"][-1]["name"], len(end.seeds)
+            )
     if len(end.seeds) > 1:
         metrics["seeds"] = [
             {"seed": seed, **{name: found[number].metrics for name, found in measurements.items()}}
@@ -115,7 +117,7 @@ def summarise(end: Finish, measurements: Mapping[str, Sequence[Measurement]]) ->
 
 
 def default_distortions(side: int) -> list[str]:
-    """What a run is scored under beside clean rows: two strengths of turbulence, sized for images of ``side`` pixels."""
+    """What a run is scored under beside clean rows: two strengths of turbulence, for images of ``side`` pixels."""
     if side <= 16:
         return ["turbulence:1,0.25", "turbulence:1,0.5"]
     scale = max(round(side / 32), 1)

@@ -1,4 +1,4 @@
-"""Several trainings at once on one machine: a process each, one thread each, every result read back from its run folder."""
+"""Several trainings at once on one machine, one thread each; every result is read back from its run folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> None:
                 if process.exitcode is not None:
                     running.remove(process)
                     if process.exitcode and not interrupt.received() and failed is None:
-                        failed = NestlingError(f"a training ended with exit code {process.exitcode}; what was trained is kept")
+                        failed = NestlingError(
+                            f"a training ended with exit code {process.exitcode}; what was trained is kept"
+                        )
                         failed.exit_code = process.exitcode if process.exitcode in (2, 3, 4, 5, 6) else 1
     if stopped := interrupt.received():
         raise Interrupted(

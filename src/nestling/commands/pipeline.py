@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nestling.commands.finish import Finish, default_distortions, finish
@@ -25,7 +26,7 @@ from nestling.engine.fit import Run, cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
-from nestling.errors import DataError
+from nestling.errors import DataError, listed
 from nestling.files import write_bytes
 from nestling.methods import recipe_class
 from nestling.methods.baselines import EndToEnd, FlatMarginal
@@ -52,6 +53,9 @@ class Pipeline:
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
+        if options.get("baselines") and not self.rate_given:
+            # It is chosen, and a configuration that named it would be taken as giving it.
+            del given["optimizer"]["lr"]
         precision = options.get("precision", "auto")
         Runtime.choose(device, precision)
         self.begun = folder.open(given)
@@ -74,6 +78,7 @@ class Pipeline:
         self.recognise(train, validation, test)
         others = {"validation": validation, "test": test}
         notes = [*train.notes, *(f"{name}: {note}" for name, part in others.items() if part for note in left_out(part))]
+        notes += scarce(train)
         for note in notes:
             say(note)
         runs = (
@@ -162,13 +167,16 @@ class Pipeline:
     def with_baselines(
         self, train: LabelledData, validation: LabelledData | None, stages: Sequence[StagePlan]
     ) -> dict[str, Run]:
-        """Every method at the learning rate that its own validation rows choose from one grid, all with as many steps."""
+        """Every method at the learning rate that its own validation rows choose from one grid, with as many steps."""
         recipes: dict[str, Recipe] = {self.recipe.method: self.recipe}
         recipes |= {
             kind.method: twin(kind, self.recipe, stages)
             for kind in (EndToEnd, FlatMarginal)
             if kind.method != self.recipe.method
         }
+        runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"))
+        self.precision = runtime.precision
+        self.folder.derive("precision", runtime.precision, runtime.reasons["precision"])
         if not self.folder.begun:
             self.folder.begin()
         chosen = {}
@@ -176,11 +184,10 @@ class Pipeline:
             rates = [recipe.optimizer.lr] if self.rate_given else RATES
             candidates = {}
             for rate in rates:
+                name = method if self.rate_given else f"{method}-{rate}"
                 say(f"--- {method}, learning rate {rate}")
                 candidate = replace(recipe, optimizer=replace(recipe.optimizer, lr=rate))
-                candidates[rate] = self.fit(
-                    candidate, train, validation, self.folder.path / "methods" / f"{method}-{rate}"
-                )
+                candidates[rate] = self.fit(candidate, train, validation, self.folder.path / "methods" / name)
             best = min(candidates, key=lambda rate: candidates[rate].metrics.get("validation loss", 0.0))
             losses = ", ".join(
                 f"{rate}: {run.metrics.get('validation loss', float('nan')):.4f}" for rate, run in candidates.items()
@@ -196,6 +203,22 @@ class Pipeline:
         return chosen
 
 
+def scarce(train: LabelledData) -> list[str]:
+    """Warnings of what can hardly be learned: levels of one class, classes of one row."""
+    warnings = []
+    for number, level in enumerate(train.taxonomy.levels):
+        classes, known = train.taxonomy.classes[level], train.labels[:, number]
+        if len(classes) == 1:
+            warnings.append(f"warning: level {level!r} has one class, {classes[0]!r}: its answers say nothing")
+        counts = np.bincount(known[known >= 0], minlength=len(classes))
+        for count, what in ((0, "no labelled training row"), (1, "one labelled training row")):
+            names = [classes[code] for code in np.flatnonzero(counts == count)]
+            if names:
+                many = "1 class has" if len(names) == 1 else f"{len(names)} classes have"
+                warnings.append(f"warning: level {level!r}: {many} {what}: {listed(names, limit=5)}")
+    return warnings
+
+
 def left_out(data: LabelledData) -> list[str]:
     """What was said of inputs that could not be read."""
     return [note for note in data.notes if note.startswith("left out")]
@@ -208,7 +231,7 @@ def fingerprint(parts: Iterable[LabelledData]) -> str:
         digest.update(json.dumps([data.taxonomy.to_dict(), data.image_shape, len(data)]).encode())
         digest.update(data.labels.tobytes())
         if isinstance(data.inputs, torch.Tensor):
-            digest.update(data.inputs.contiguous().numpy())
+            digest.update(data.inputs.contiguous().numpy().data)
         elif isinstance(data.inputs, LazyImages):
             digest.update(json.dumps(data.inputs.sizes()).encode())
     return digest.hexdigest()
@@ -217,13 +240,14 @@ def fingerprint(parts: Iterable[LabelledData]) -> str:
 def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: Sequence[StagePlan]) -> Recipe:
     """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``."""
     trained = [stage for stage in stages if stage.chosen]
+    rate = recipe.optimizer.lr
     epochs = sum(stage.epochs for stage in trained)
     steps = sum(stage.steps for stage in trained)
     return kind(
         epochs=epochs,
         steps_per_epoch=-(-steps // epochs),
         batch_size=recipe.batch_size,
-        optimizer=recipe.optimizer,
+        optimizer=replace(recipe.optimizer, lr=rate[-1] if isinstance(rate, tuple) else rate),
         norm=recipe.norm,
         balance="levels",
         augmentation=recipe.augmentation,

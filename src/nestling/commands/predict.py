@@ -76,7 +76,7 @@ def write(command: Predict, results: list[dict[str, Any]]) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as CSV: input, answer, its level and confidence, path and confidences joined by '/', and the error."""
+    """The results as CSV: input, answer, its level and confidence, path and confidences joined by '/', error."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["input", "answer", "level", "confidence", "path", "confidences", "error"])

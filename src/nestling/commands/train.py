@@ -30,7 +30,7 @@ OPTIONS: dict[str, Any] = {
     "baselines": bool,
     "precision": str,
 }
-"""Options that decide what is learned: they stand in ``[given]`` beside the fields, and may stand in a configuration."""
+"""Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
 DEFAULTS = {"qualify_names": False, "on_bad_image": "error", "baselines": False, "precision": "auto"}
 
 
@@ -50,7 +50,7 @@ def train(command: Train) -> int:
 
 def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options and fields after defaults < --config < --set and options. Raises UsageError."""
-    config = read_config(command.config) if command.config else {}
+    config = {} if command.config is None else read_config(command.config)
     if not isinstance(config, dict):
         raise UsageError(f"'given' in {command.config} must be a table of settings, got {config!r:.80}")
     # A demo's recipe says how many seeds it took; a training takes one.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nestling.errors import unknown
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -21,5 +23,7 @@ class Batch:
     """Names of the columns of ``labels``."""
 
     def at(self, level: str) -> Tensor:
-        """The targets at one level, (b,)."""
+        """The targets at one level, (b,). Raises UsageError for an unknown one."""
+        if level not in self.levels:
+            raise unknown("level", level, self.levels)
         return self.labels[:, self.levels.index(level)]

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from nestling.data.rows import Raw
+from nestling.data.inputs import Raw
 from nestling.errors import DataError, NestlingError, UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _named(item: str) -> Iterator[None]:
         raise DataError(f"{item}: cannot be read as a picture: {reason:.200}") from error
 
 
-def _open(raw: Raw | Image.Image, item: str) -> Image.Image:
+def _open(raw: Raw | Image.Image | BinaryIO, item: str) -> Image.Image:
     """The picture with its header read, within the limits on bytes, formats and pixels."""
     from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -69,13 +69,14 @@ def _open(raw: Raw | Image.Image, item: str) -> Image.Image:
     elif isinstance(raw, np.ndarray):
         image = Image.fromarray(raw)
     else:
-        data = raw if isinstance(raw, bytes) else _file_bytes(Path(raw), item)
-        if not data:
-            raise DataError(f"{item}: the picture is empty (0 bytes)")
-        if len(data) > MAX_BYTES:
-            raise DataError(f"{item}: {len(data):,} bytes, above the limit of {MAX_BYTES:,}")
+        if isinstance(raw, str | Path):
+            with _open_file(Path(raw), item) as file:
+                raw = file.read()
+        if isinstance(raw, bytes):
+            _check_size(len(raw), item)
+            raw = BytesIO(raw)
         try:
-            image = Image.open(BytesIO(data), formats=FORMATS)
+            image = Image.open(raw, formats=FORMATS)
         except UnidentifiedImageError:
             raise DataError(f"{item}: is no picture that can be read (expected one of {', '.join(FORMATS)})") from None
     if image.width * image.height > MAX_PIXELS:
@@ -85,18 +86,27 @@ def _open(raw: Raw | Image.Image, item: str) -> Image.Image:
     return image
 
 
-def _file_bytes(path: Path, item: str) -> bytes:
+def _open_file(path: Path, item: str) -> BinaryIO:
+    """The file, within the limits on bytes, nothing of it read."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise DataError(f"{item}: is no regular file")
-        if status.st_size > MAX_BYTES:
-            raise DataError(f"{item}: {status.st_size:,} bytes, above the limit of {MAX_BYTES:,}")
-        return path.read_bytes()
+        _check_size(status.st_size, item)
+        return path.open("rb")
     except FileNotFoundError:
         raise DataError(f"{item}: there is no such file") from None
     except (OSError, ValueError) as error:
+        if isinstance(error, NestlingError):
+            raise
         raise DataError(f"{item}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _check_size(num_bytes: int, item: str) -> None:
+    if not num_bytes:
+        raise DataError(f"{item}: the picture is empty (0 bytes)")
+    if num_bytes > MAX_BYTES:
+        raise DataError(f"{item}: {num_bytes:,} bytes, above the limit of {MAX_BYTES:,}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -108,9 +118,9 @@ def _orientation(image: Image.Image) -> int:
 
 
 def read_header(raw: Raw | Image.Image, item: str) -> Header:
-    """Size and colour of one picture, its pixels not decoded."""
-    with _named(item):
-        image = _open(raw, item)
+    """Size and colour of one picture, its pixels not decoded; of a file no more is read than that takes."""
+    with _named(item), ExitStack() as stack:
+        image = _open(stack.enter_context(_open_file(raw, item)) if isinstance(raw, Path) else raw, item)
         height, width = image.height, image.width
         # PNG may keep EXIF behind the pixels, so asking could decode them; TIFF's size is turned by Pillow.
         known = image.format in ("JPEG", "MPO", "WEBP") or (image.format == "PNG" and "exif" in image.info)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nestling.data.images import walk_images
+from nestling.data.inputs import Packed
 from nestling.data.rows import Rows
 from nestling.data.tables import split_name
 from nestling.errors import DataError, StorageError, listed
@@ -61,7 +62,7 @@ def read_folder(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
             },
             items=[str(path) for path in paths],
             kind="image",
-            read=lambda numbers: [paths[number] for number in numbers.tolist()],
+            inputs=Packed(paths),
         )
 
     return {split: rows(split) for split in starts if found[split]}, tuple(notes)

@@ -12,38 +12,40 @@ import numpy as np
 import torch
 
 from nestling.data.decode import MAX_PIXELS, SUFFIXES, Header, decode, read_header
-from nestling.data.rows import Raw
+from nestling.data.inputs import Inputs, Raw, inputs_of
 from nestling.errors import DataError, UsageError
 
 MAX_SIDE = 224
 """Pictures of one common size up to this are kept as they are; others are resized to at most this."""
 MAX_TENSOR_BYTES = 2 << 30
 """Decoded pictures up to this size are held as one tensor; more are decoded on access."""
+MAX_HELD_BYTES = 2 << 30
+"""Encoded pictures of tables up to this size are read once and held; more are read on demand."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
 class LazyImages(Sequence[torch.Tensor]):
-    """Pictures decoded on access; holds their encoded bytes or paths, so it pickles for a loader's workers.
+    """Pictures decoded on access, of one size.
 
     A picture that cannot be read raises ``DataError`` with its name when it is asked for.
     """
 
-    def __init__(self, raws: Sequence[Raw], items: Sequence[str], size: tuple[int, int], channels: int) -> None:
-        self.raws, self.items, self.size, self.channels = list(raws), list(items), size, channels
+    def __init__(self, inputs: Inputs, items: Sequence[str], size: tuple[int, int], channels: int) -> None:
+        self.inputs, self.items, self.size, self.channels = inputs, list(items), size, channels
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(n, c, h, w), as of the tensor that this stands for."""
-        return (len(self.raws), self.channels, *self.size)
+        return (len(self.inputs), self.channels, *self.size)
 
     def __len__(self) -> int:
-        return len(self.raws)
+        return len(self.inputs)
 
     def __getitem__(self, row: int) -> torch.Tensor:  # type: ignore[override]
         """uint8 (c, h, w)."""
-        return torch.from_numpy(decode(self.raws[row], self.size, self.channels, self.items[row]).copy())
+        return self.take([range(len(self))[row]])[0]
 
     def take(self, rows: np.ndarray | Sequence[int]) -> torch.Tensor:
         """uint8 (b, c, h, w), decoded by as many threads as there are processors."""
@@ -54,25 +56,19 @@ class LazyImages(Sequence[torch.Tensor]):
         return torch.from_numpy(pixels)
 
     def sizes(self) -> list[int]:
-        """The encoded bytes of each picture, -1 where its file cannot be asked."""
-        return [_size(raw) for raw in self.raws]
+        """The encoded bytes of each picture, -1 where its file cannot be asked; of one read on demand from a table,
+        the mean of its row group."""
+        return self.inputs.sizes(np.arange(len(self))).tolist()
 
     def subset(self, rows: np.ndarray | Sequence[int]) -> LazyImages:
         """The given rows, nothing decoded."""
-        chosen = np.asarray(rows, dtype=np.int64).tolist()
-        raws, items = [self.raws[row] for row in chosen], [self.items[row] for row in chosen]
-        return LazyImages(raws, items, self.size, self.channels)
-
-
-def _size(raw: Raw) -> int:
-    try:
-        return raw.stat().st_size if isinstance(raw, Path) else -1 if raw is None else len(raw)
-    except OSError:
-        return -1
+        rows = np.asarray(rows, dtype=np.int64)
+        items = [self.items[row] for row in rows.tolist()]
+        return LazyImages(self.inputs.select(rows), items, self.size, self.channels)
 
 
 def load_images(
-    raws: Sequence[Raw],
+    raws: Inputs | Sequence[Raw],
     items: Sequence[str],
     *,
     image_size: int | tuple[int, int] | None = None,
@@ -86,7 +82,11 @@ def load_images(
     where every picture is grey. Raises ``DataError`` naming the first picture that cannot be read, unless
     ``skip_bad``: then such pictures are left out and listed in the notes.
     """
-    found = _map(lambda row: _caught(read_header, raws[row], items[row]), range(len(raws)))
+    inputs = (raws if isinstance(raws, Inputs) else inputs_of(raws)).hold(MAX_HELD_BYTES)
+    found: list[Header | DataError] = []
+    for rows, block in inputs.blocks():
+        named = [*zip(block, [items[row] for row in rows.tolist()], strict=True)]
+        found += _map(lambda pair: _caught(read_header, *pair), named)
     bad = {row: header for row, header in enumerate(found) if isinstance(header, DataError)}
     _refuse(bad, skip_bad)
     headers = [header for header in found if isinstance(header, Header)]
@@ -96,11 +96,14 @@ def load_images(
     if channels is None:
         channels = 1 if all(header.grey for header in headers) else 3
         notes.append("grey pictures: one channel" if channels == 1 else "colour pictures: three channels")
-    rows = np.array([row for row in range(len(raws)) if row not in bad], dtype=np.int64)
-    images = LazyImages(raws, items, size, channels).subset(rows)
+    rows = np.array([row for row in range(len(inputs)) if row not in bad], dtype=np.int64)
+    images = LazyImages(inputs, items, size, channels)
+    images = images.subset(rows) if bad else images
     lazy = len(rows) * channels * size[0] * size[1] > MAX_TENSOR_BYTES
     if lazy:
         notes.append(f"decoded on access: {len(rows):,} pictures would take over {MAX_TENSOR_BYTES >> 30} GiB")
+        if not inputs.in_memory:
+            notes.append(f"read on demand: the pictures in the files take over {MAX_HELD_BYTES >> 30} GiB")
     if not lazy or skip_bad:
         pixels, errors = _decode_all(images, keep=not lazy)
         _refuse(errors, skip_bad)
@@ -109,13 +112,13 @@ def load_images(
         rows = rows[good]
         if not len(rows):
             raise DataError(f"no picture can be read: {bad[min(bad)]}")
-        inputs = images.subset(good) if lazy else torch.from_numpy(pixels[good] if errors else pixels)
+        loaded = images.subset(good) if lazy else torch.from_numpy(pixels[good] if errors else pixels)
     else:
-        inputs = images
+        loaded = images
     if bad:
         shown = "; ".join(str(bad[row]) for row in sorted(bad)[:5]) + (" …" if len(bad) > 5 else "")
-        notes.append(f"left out, because unreadable: {len(bad):,} of {len(raws):,} pictures: {shown}")
-    return inputs, rows, tuple(notes)
+        notes.append(f"left out, because unreadable: {len(bad):,} of {len(inputs):,} pictures: {shown}")
+    return loaded, rows, tuple(notes)
 
 
 def _choose_size(headers: list[Header], image_size: int | tuple[int, int] | None) -> tuple[tuple[int, int], list[str]]:
@@ -164,16 +167,20 @@ def _decode_all(images: LazyImages, keep: bool = True) -> tuple[np.ndarray, dict
     count, channels, height, width = images.shape
     pixels = np.empty((count if keep else 0, channels, height, width), dtype=np.uint8)
 
-    def one(row: int) -> DataError | None:
-        decoded = _caught(decode, images.raws[row], images.size, images.channels, images.items[row])
+    def one(pair: tuple[int, Raw]) -> DataError | None:
+        row, raw = pair
+        decoded = _caught(decode, raw, images.size, images.channels, images.items[row])
         if isinstance(decoded, DataError):
             return decoded
         if keep:
             pixels[row] = decoded
         return None
 
-    found = _map(one, range(count))
-    return pixels, {row: error for row, error in enumerate(found) if error is not None}
+    errors: dict[int, DataError] = {}
+    for rows, raws in images.inputs.blocks():
+        found = _map(one, [*zip(rows.tolist(), raws, strict=True)])
+        errors |= {row: error for row, error in zip(rows.tolist(), found, strict=True) if error is not None}
+    return pixels, errors
 
 
 def read_images(
@@ -192,7 +199,12 @@ def find_images(path: str | Path) -> list[Path]:
     """A file as it is, whatever its name or whether it exists (reading it says so); of a folder, every picture below
     it, sorted. Raises ``DataError`` for a folder without pictures."""
     path = Path(path)
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):
+        # A name that no file can have: reading it says so.
+        is_folder = False
+    if not is_folder:
         return [path]
     found = sorted(walk_images(path))
     if not found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nestling.data.catalogue import CATALOGUE, DIGIT_PATHS
+from nestling.data.inputs import Listed
 from nestling.data.rows import Rows
 
 NUM_TEST_DIGITS = 450
@@ -27,6 +28,6 @@ def digits() -> dict[str, Rows]:
         columns={level: [path[place] for path in paths] for place, level in enumerate(CATALOGUE["digits"].levels)},
         items=[f"digits row {row}" for row in range(len(pixels))],
         kind="image",
-        read=lambda numbers: list(pixels[numbers]),
+        inputs=Listed(list(pixels)),
     )
     return {"train": every.select(np.sort(train)), "test": every.select(np.sort(test))}

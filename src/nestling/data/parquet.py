@@ -1,18 +1,24 @@
-"""Parquet files as ``Rows``: labels at once, inputs for the rows asked for."""
+"""Parquet files as ``Rows``: labels at once, inputs for the rows asked for, row group by row group."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nestling.data.rows import INPUTS, Raw, Rows, class_name, table_rows
+from nestling.data.inputs import Inputs, Raw
+from nestling.data.rows import INPUTS, Rows, class_name, table_rows
 from nestling.errors import DataError, NestlingError, StorageError, listed, missing_extra
+
+MAX_GROUP_BYTES = 256 << 20
+"""Where rows are read on demand, each may cost a whole row group: larger ones are refused."""
+CACHE_BYTES = 128 << 20
+"""Of row groups that each process keeps, since rows of one batch, or of the next, may lie in the same."""
 
 
 def read_parquet(
@@ -26,8 +32,8 @@ def read_parquet(
     source, stored = "", ""
     columns: dict[str, list[str | None]] = {}
     refused: dict[str, str] = {}
-    counts: list[int] = []
-    for path in files:
+    groups: list[_Group] = []
+    for place, path in enumerate(files):
         with _parquet(path) as parquet:
             schema = parquet.schema_arrow
             names = _renamed(schema.names, rename or {}, path)
@@ -45,25 +51,105 @@ def read_parquet(
                     refused[column] = reason
                     continue
                 cells = parquet.read(columns=[theirs]).column(0)
+                if len(cells) != parquet.metadata.num_rows:
+                    raise ValueError(f"{len(cells)} cells in column {theirs!r}, {parquet.metadata.num_rows} rows")
                 given = known.get(column, known.get(theirs))
                 columns.setdefault(column, []).extend(_label_cells(cells, given, path, column))
-            counts.append(parquet.metadata.num_rows)
-    if not sum(counts):
+            groups += _groups(parquet.metadata, place, stored)
+    num_rows = sum(group.num_rows for group in groups)
+    if not num_rows:
         raise DataError(f"{files[0]}: the table has no rows")
-    starts = np.cumsum([0, *counts])
+    items = [f"{name} row {row}" for row in range(num_rows)]
+    kind = "text" if source == "text" else "image"
+    return table_rows(columns, items, kind, ParquetInputs(files, stored, source, groups), refused)
 
-    def read(numbers: np.ndarray) -> list[Raw]:
-        found: list[Raw] = [None] * len(numbers)
-        for path, start, count in zip(files, starts.tolist(), counts, strict=False):
-            places = np.flatnonzero((numbers >= start) & (numbers < start + count))
-            if len(places):
-                cells = _input_cells(path, stored, source, numbers[places] - start)
-                for place, cell in zip(places.tolist(), cells, strict=True):
-                    found[place] = cell
+
+class _Group(NamedTuple):
+    file: int
+    number: int
+    """In its file."""
+    num_rows: int
+    num_bytes: int
+    """Of the column of inputs, not compressed."""
+
+
+def _groups(metadata: Any, file: int, stored: str) -> list[_Group]:
+    found = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        columns = [group.column(place) for place in range(group.num_columns)]
+        num_bytes = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == stored)
+        found.append(_Group(file, number, group.num_rows, num_bytes))
+    if sum(group.num_rows for group in found) != metadata.num_rows or any(min(group) < 0 for group in found):
+        raise ValueError(f"impossible row groups {listed(found, limit=3)}")
+    return found
+
+
+class ParquetInputs(Inputs):
+    """Final. The column of inputs of a table in one or more files, read when asked for.
+
+    Another process is given the index alone: of every row group its file, its rows and its bytes.
+    """
+
+    def __init__(self, files: Sequence[Path], stored: str, source: str, groups: Sequence[_Group]) -> None:
+        self.files, self.stored, self.source = list(files), stored, source
+        self.index = np.array(groups, dtype=np.int64).reshape(-1, 4)
+        self.ends = np.cumsum(self.index[:, 2])
+        self.kept: OrderedDict[int, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "kept": OrderedDict()}
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def in_memory(self) -> bool:
+        return False
+
+    def read(self, rows: np.ndarray) -> list[Raw]:
+        import pyarrow
+
+        found: list[Raw] = [None] * len(rows)
+        owner = np.searchsorted(self.ends, rows, side="right")
+        for group in np.unique(owner).tolist():
+            places = np.flatnonzero(owner == group)
+            path = self.files[self.index[group, 0]]
+            inside = rows[places] - (self.ends[group] - self.index[group, 2])
+            column = self._column(group)
+            with _damage_named(path):
+                raws = _raw_inputs(column.take(pyarrow.array(inside)), self.source, path)
+            for place, raw in zip(places.tolist(), raws, strict=True):
+                found[place] = raw
         return found
 
-    items = [f"{name} row {row}" for row in range(sum(counts))]
-    return table_rows(columns, items, "text" if source == "text" else "image", read, refused)
+    def sizes(self, rows: np.ndarray) -> np.ndarray:
+        """Of each row the mean of its row group."""
+        means = self.index[:, 3] // np.maximum(self.index[:, 2], 1)
+        return means[np.searchsorted(self.ends, rows, side="right")]
+
+    def require_random_access(self) -> None:
+        for file, number, _, num_bytes in self.index.tolist():
+            if num_bytes > MAX_GROUP_BYTES:
+                raise DataError(
+                    f"{self.files[file]}: its row group {number} holds {num_bytes >> 20:,} MiB of inputs, too many to "
+                    f"read for each single row (at most {MAX_GROUP_BYTES >> 20}): write the file anew in smaller row "
+                    "groups, with pyarrow.parquet.write_table(table, path, row_group_size=100)"
+                )
+
+    def _column(self, group: int) -> Any:
+        """The inputs of one row group, as pyarrow has them; the last ones used are kept."""
+        if group in self.kept:
+            self.kept.move_to_end(group)
+            return self.kept[group]
+        file, number = self.index[group, :2].tolist()
+        # The file is opened anew each time: processes that share an open file would share its position too.
+        with _parquet(self.files[file]) as parquet:
+            column = parquet.read_row_group(number, columns=[self.stored], use_threads=False).column(0)
+        self.kept[group] = column
+        while len(self.kept) > 1 and self.index[list(self.kept), 3].sum() > CACHE_BYTES:
+            self.kept.popitem(last=False)
+        return column
 
 
 def _renamed(names: Sequence[str], rename: Mapping[str, str], path: Path) -> list[str]:
@@ -86,15 +172,20 @@ def _parquet(path: Path) -> Iterator[Any]:
         file = path.open("rb")
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    with file:
-        try:
-            yield pyarrow.parquet.ParquetFile(file)
-        except NestlingError:
-            raise
-        # Damaged pages surface as ArrowInvalid, OSError, UnicodeDecodeError, MemoryError and others.
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"{path}: damaged, or no Parquet file: {reason:.200}") from error
+    with file, _damage_named(path):
+        yield pyarrow.parquet.ParquetFile(file)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except NestlingError:
+        raise
+    # Damaged pages surface as ArrowInvalid, OSError, UnicodeDecodeError, MemoryError and others.
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: damaged, or no Parquet file: {reason:.200}") from error
 
 
 def _input_column(path: Path, schema: Any, names: Sequence[str]) -> str:
@@ -156,24 +247,6 @@ def _label_cells(column: Any, names: Sequence[str] | None, path: Path, what: str
     else:
         converted = [class_name(value) for value in values]
     return [None if code is None else converted[code] for code in coded.indices.to_pylist()]
-
-
-def _input_cells(path: Path, stored: str, source: str, numbers: np.ndarray) -> list[Raw]:
-    """The inputs of the given rows (of this file), row group by row group: the file may be larger than memory."""
-    import pyarrow
-
-    wanted = np.sort(numbers)
-    cells: dict[int, Raw] = {}
-    start = 0
-    with _parquet(path) as parquet:
-        for batch in parquet.iter_batches(columns=[stored], batch_size=256):
-            inside = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + batch.num_rows)]
-            column = batch.column(0)
-            if len(inside):
-                taken = column.take(pyarrow.array(inside - start))
-                cells |= zip(inside.tolist(), _raw_inputs(taken, source, path), strict=True)
-            start += batch.num_rows
-    return [cells[number] for number in numbers.tolist()]
 
 
 def _raw_inputs(column: Any, source: str, path: Path) -> list[Raw]:

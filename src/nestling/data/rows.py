@@ -6,34 +6,30 @@ encoded and splits cut in one place, on names alone; inputs are read last, for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from nestling.data.inputs import Inputs, Joined
 from nestling.errors import DataError
 
 INPUTS = ("image", "path", "text")
 """Columns that hold the inputs; the first one present is taken."""
 RESERVED = ("split", "group", "id")
 
-Raw = bytes | Path | str | np.ndarray | None
-"""One input as it is stored: an encoded picture, its file, a text, pixels; None where the source has none."""
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rows:
-    """``n`` rows of a source: names of classes, and a function that reads the inputs."""
+    """``n`` rows of a source: names of classes, and the inputs."""
 
     columns: dict[str, list[str | None]]
     """Every column that may be a level, in file order; None = not labelled."""
     items: list[str]
     """A name for every row, for messages: a file, or ``mnist/train row 17``."""
     kind: Literal["image", "text"]
-    read: Callable[[np.ndarray], Sequence[Raw]]
-    """From int64 row numbers to the inputs of these rows, in that order."""
+    inputs: Inputs
     groups: list[str | None] | None = None
     splits: list[str | None] | None = None
     """The values of a ``split`` column."""
@@ -54,7 +50,7 @@ class Rows:
             self,
             columns={name: [values[row] for row in chosen] for name, values in self.columns.items()},
             items=[self.items[row] for row in chosen],
-            read=lambda numbers: self.read(rows[numbers]),
+            inputs=self.inputs.select(rows),
             groups=pick(self.groups),
             splits=pick(self.splits),
         )
@@ -65,18 +61,6 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     names = list(dict.fromkeys(name for part in parts for name in part.columns))
-    ends = np.cumsum([len(part) for part in parts])
-
-    def read(numbers: np.ndarray) -> list[Raw]:
-        found: list[Raw] = [None] * len(numbers)
-        owner = np.searchsorted(ends, numbers, side="right")
-        for number, part in enumerate(parts):
-            places = np.flatnonzero(owner == number)
-            start = int(ends[number]) - len(part)
-            for place, raw in zip(places.tolist(), part.read(numbers[places] - start), strict=True):
-                found[place] = raw
-        return found
-
     grouped = any(part.groups is not None for part in parts)
     return Rows(
         columns={
@@ -84,7 +68,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         },
         items=[item for part in parts for item in part.items],
         kind=parts[0].kind,
-        read=read,
+        inputs=Joined([part.inputs for part in parts]),
         groups=[value for part in parts for value in part.groups or [None] * len(part)] if grouped else None,
         refused={name: reason for part in parts for name, reason in part.refused.items()},
     )
@@ -107,7 +91,7 @@ def table_rows(
     columns: dict[str, list[str | None]],
     items: list[str],
     kind: Literal["image", "text"],
-    read: Callable[[np.ndarray], Sequence[Raw]],
+    inputs: Inputs,
     refused: Mapping[str, str],
 ) -> Rows:
     """The columns of a table as ``Rows``, the reserved ones put where they belong. Raises ``DataError``."""
@@ -121,7 +105,7 @@ def table_rows(
         columns={name: values for name, values in columns.items() if name not in (*RESERVED, *INPUTS)},
         items=items,
         kind=kind,
-        read=read,
+        inputs=inputs,
         groups=columns.get("group"),
         splits=splits,
         refused={name: reason for name, reason in refused.items() if name not in RESERVED},

@@ -69,13 +69,15 @@ def load_data(
         levels = found.levels
     taxonomy, codes = encode(found.splits, found.place, taxonomy, levels, qualify_names or found.qualify)
     rows, labels, notes = _choose(found, codes, taxonomy, split, seed)
-    raws, items = rows.read(np.arange(len(rows))), rows.items
+    items = rows.items
     groups = _group_codes(rows.groups)
     skip = on_bad_image == "skip"
     if rows.kind == "text":
-        inputs, kept, more = _texts(raws, items, skip)
+        inputs, kept, more = _texts(rows.inputs.read(np.arange(len(rows))), items, skip)
     else:
-        inputs, kept, more = load_images(raws, items, image_size=image_size, channels=channels, skip_bad=skip)
+        inputs, kept, more = load_images(
+            rows.inputs, items, image_size=image_size, channels=channels, skip_bad=skip
+        )
     return LabelledData(
         inputs=inputs,
         labels=labels[kept],

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 
+from nestling.data.inputs import Raw, inputs_of
 from nestling.data.parquet import read_parquet
-from nestling.data.rows import Raw, Rows, class_name, table_rows
+from nestling.data.rows import Rows, class_name, table_rows
 from nestling.errors import DataError, StorageError, UsageError, listed
 
 SPLITS = ("train", "validation", "test")
@@ -100,7 +101,7 @@ def _read_csv(path: Path, name: str) -> Rows:
         {column: [class_name(value) for value in values] for column, values in cells.items()},
         items,
         "image" if kind == "path" else "text",
-        lambda numbers: [inputs[number] for number in numbers.tolist()],
+        inputs_of(inputs),
         {},
     )
 

@@ -100,7 +100,7 @@ class Checkpoints:
         try:
             return read(folder) if folder.is_dir() else None
         except StorageError as error:
-            raise StorageError(f"{error}; a finished stage is kept once: delete the run folder and train again") from error
+            raise StorageError(f"{error}; it is kept only once: delete the run folder and train again") from error
 
 
 def collect(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

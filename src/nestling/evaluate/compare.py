@@ -106,7 +106,11 @@ def verdict(method: str, comparisons: Sequence[dict[str, Any]], finest: str, num
     sentences = []
     for name in dict.fromkeys(c["baseline"] for c in comparisons):
         mine = [c for c in comparisons if c["baseline"] == name]
-        clean = next(c for c in mine if c["metric"] == "accuracy" and c["level"] == finest and c["condition"] == CLEAN)
+        fine = [c for c in mine if c["metric"] == "accuracy" and c["level"] == finest and c["condition"] == CLEAN]
+        if not fine:
+            sentences.append(f"{method} is not compared with {name}: no test row is labelled at level {finest}.")
+            continue
+        clean = fine[0]
         won = _outcome(clean, "beats", "loses to", "is not told apart from")
         sentence = f"{method} {won} {name} in {finest} accuracy ({_points(clean)})"
         for c in (c for c in mine if c["metric"] == "calibration gap" and c["condition"] == "distorted"):

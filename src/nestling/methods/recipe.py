@@ -147,9 +147,8 @@ class Recipe(ABC):
     """Stop a stage after so many epochs without a better validation loss; the best epoch is kept in any case."""
 
     def __post_init__(self) -> None:
-        check("epochs", self.epochs, least=1)
-        check("batch_size", self.batch_size, least=1)
-        check("steps_per_epoch", self.steps_per_epoch, least=1)
+        for name in ("epochs", "batch_size", "steps_per_epoch"):
+            check(name, getattr(self, name), least=1, most=10**9)
         check("patience", self.patience, least=1)
         for name, options in (("norm", ("batch", "none")), ("balance", ("levels", "rows"))):
             if getattr(self, name) not in options:

@@ -16,6 +16,9 @@ from nestling.errors import UsageError, unknown
 from nestling.models.resnet import RESNETS, ResNet
 
 
+WIDEST = 2**16
+
+
 @runtime_checkable
 class Backbone(Protocol):
     """What a model asks of its backbone."""
@@ -85,9 +88,10 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
             widths = [[int(w) for w in stage.split("-")] for stage in name.removeprefix("conv:").split("/")]
         except ValueError:
             widths = []
-        if not widths or min(map(min, widths)) < 1:
+        if not widths or min(map(min, widths)) < 1 or max(map(max, widths)) > WIDEST:
             raise UsageError(
-                f"cannot read the backbone {name!r}: expected widths like 'conv:8-16/32/64', where '/' halves the map"
+                f"cannot read the backbone {name!r:.80}: expected widths of 1 to {WIDEST} like 'conv:8-16/32/64', "
+                "where '/' halves the map"
             )
         smallest = 2 ** (len(widths) - 1)
         if min(height, width) < smallest:
@@ -96,14 +100,17 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
                 "use fewer stages or a larger --image-size"
             )
         return ConvBackbone(channels, widths, norm)
-    match = re.fullmatch(r"(resnet\d+)(?:-(\d+))?", name)
+    match = re.fullmatch(r"(resnet\d+)(?:-(\d{1,4}))?", name)
     if match is None or match[1] not in RESNETS:
         raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS])
     if norm != "batch":
         raise UsageError(
             f"the backbone {name!r} has batch norm in every block: use norm = 'batch', or a 'conv:…' backbone"
         )
-    return ResNet(channels, RESNETS[match[1]], width=int(match[2] or 64), small_images=min(height, width) <= 64)
+    first = int(match[2] or 64)
+    if first < 1:
+        raise UsageError(f"the first width of the backbone {name!r} must be at least 1, such as {match[1]}-16")
+    return ResNet(channels, RESNETS[match[1]], width=first, small_images=min(height, width) <= 64)
 
 
 def num_parameters(module: nn.Module) -> int:
