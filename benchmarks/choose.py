@@ -68,7 +68,6 @@ def default_candidates() -> dict[str, Recipe]:
     cascade = {**steps, "epochs": (7, 8, 25), "calibration": "both"}
     return {
         "nested, the paper's": Nested(**cascade, marginal=False, balance="rows"),
-        "nested, balanced": Nested(**cascade, marginal=False, balance="levels"),
         "nested, marginal, balanced": Nested(**cascade, marginal=True, balance="levels"),
         "end-to-end": EndToEnd(**steps, epochs=40),
         "flat-marginal": FlatMarginal(**steps, epochs=40),

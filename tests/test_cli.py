@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -472,16 +473,19 @@ def test_odd_names(here: Path) -> None:
     assert classes == {"coarse": ["b=lue", "r ed"], "fine": ["<e>", "c\nd", "ä,"]}
 
 
-def test_a_file_name_that_is_no_unicode(here: Path) -> None:
-    source = tree(here / "source", FOUR)
-    odd = os.fsdecode(b"caf\xe9.png")
-    picture(source / "red/a" / odd)
+def test_names_that_are_no_unicode(here: Path) -> None:
+    """Of files they may be; of a source, which is written down, not."""
+    source = tree(here / "source", dict.fromkeys(FOUR, 4))
+    for path in list(source.rglob("*.png")):
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9-") + path.name))
     succeed("train", "source", "--out", "run", *QUICK)
-    done = nestling("predict", "run", source / "red/a" / odd, os.fsdecode(b"none\xfe.png"), "--json", "-")
-    assert done.code == 3 and [Path(answer["input"]).name for answer in json.loads(done.out)] == [
-        "caf\\udce9.png",
-        "none\\udcfe.png",
-    ]
+    assert "caf\\udce9-" in (here / "run/report.html").read_text(encoding="utf-8")
+    done = nestling("predict", "run", source / "red/a", os.fsdecode(b"none\xfe.png"), "--json", "-")
+    assert done.code == 3
+    names = [Path(answer["input"]).name for answer in json.loads(done.out)]
+    assert names == [*(f"caf\\udce9-{number}.png" for number in range(4)), "none\\udcfe.png"]
+    source.rename(here / os.fsdecode(b"caf\xe9"))
+    refuse(2, ["no valid Unicode", "rename"], "train", os.fsdecode(b"caf\xe9"), "--out", "other", *QUICK)
 
 
 def test_huge_seeds(here: Path) -> None:
@@ -499,6 +503,41 @@ def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "execute", lambda _: {}["what we forgot"])
     with pytest.raises(KeyError):
         nestling("show", "run")
+
+
+def test_a_finished_training_does_not_mind_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=broken, flush=broken))
+    train.answer("runs/x")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(("train", "digits"), 5), (("demo",), 5), (("show", "run"), 0)])
+def test_a_training_that_cannot_say_how_far_it_is(
+    arguments: tuple[str, ...], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``nestling train … 2>&1 | head`` ends it, and it has not finished; of an answer the reader has seen enough."""
+
+    def broken(_: object) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(cli, "execute", broken)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as stop:
+        nestling(*arguments)
+    assert stop.value.code == code
+
+
+@pytest.mark.parametrize(("closed", "code"), [("<&-", 0), (">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), (">/dev/full", 5)])
+def test_streams_that_are_closed(closed: str, code: int, here: Path) -> None:
+    (here / "run").mkdir()
+    (here / "run" / "recipe.toml").write_text("[given]\nsource = 'digits'\n", encoding="utf-8")
+    command = ["sh", "-c", f'"$0" -m nestling show run {closed}', sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert ("not finished" in done.stdout) == (closed in ("<&-", "2>&-"))
+    assert done.stderr == ("nestling: No space left on device\n" if code else "")
 
 
 CLOSED = """

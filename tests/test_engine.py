@@ -125,6 +125,40 @@ def test_seeds_decide(data: LabelledData) -> None:
     assert one.history != other.history
 
 
+def test_random_numbers_are_a_function_of_the_step(toy_data: LabelledData) -> None:
+    """What dropout and random terms draw: new in every step, the same in another run, others for another seed."""
+
+    def drawn(seed: int) -> list[float]:
+        found: list[float] = []
+
+        class Drawing(CrossEntropy):
+            def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+                found.append(float(torch.rand(())))
+                return super().forward(outputs, batch)
+
+        quick(one_stage(lambda model, rows: {"objective": Drawing("fine")}, epochs=3), toy_data, seed=seed)
+        return found
+
+    first = drawn(0)
+    assert len(first) == 3 * 4 == len(set(first))
+    assert drawn(0) == first and not set(drawn(1)) & set(first)
+
+
+def test_losses_are_means_over_the_epoch(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses: list[float] = []
+
+    class Spying(CrossEntropy):
+        def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+            values, weights = super().forward(outputs, batch)
+            losses.append(float(values.detach().mean()))
+            return values, weights
+
+    run = quick(one_stage(lambda model, rows: {"objective": 2.0 * Spying("fine")}, epochs=2), toy_data)
+    assert [record["loss"] for record in run.history] == pytest.approx(
+        [2 * np.mean(losses[:4]), 2 * np.mean(losses[4:])], rel=1e-5
+    )
+
+
 # What is trained -----------------------------------------------------------------------------------------------------
 
 

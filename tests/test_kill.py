@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from nestling.files import TEMPORARY, read_lines
-from running import nestling, refuse, spawn, succeed
+from running import refuse, spawn, succeed
 
 STEPS = """
 import os, sys
@@ -53,9 +53,17 @@ chosen = demo.recipes
 demo.recipes = lambda: {name: replace(recipe, epochs=2, steps_per_epoch=60) for name, recipe in chosen().items()}
 """
 
+STEPS_PER_EPOCH = 25
 TRAIN = (
     *("train", "digits", "--backbone", "conv:4/8", "--precision", "fp32", "--known", "middle=0.5,fine=0.3"),
-    *("--set", "epochs=[2,2,4]", "steps_per_epoch=40", "batch_size=32", "calibration=both", "rejection_epochs=1"),
+    *(
+        "--set",
+        "epochs=[2,2,4]",
+        f"steps_per_epoch={STEPS_PER_EPOCH}",
+        "batch_size=32",
+        "calibration=both",
+        "rejection_epochs=1",
+    ),
 )
 STAGES = ("coarse", "middle", "fine", "rejection", "temperature")
 LIMIT = 120.0
@@ -106,11 +114,11 @@ class Process:
         return lambda: any(True for _ in self.run.glob(pattern))
 
 
-def last_checkpoint(run: Path) -> tuple[str, int, int] | None:
+def last_checkpoint(run: Path) -> tuple[str, int, int]:
     """The stage, epoch and step from which a run folder goes on; step 0 of the stage after the last finished one."""
     finished = sorted(path.name for path in (run / "stages").glob("[0-9]*"))
     if len(finished) == len(STAGES):
-        return None
+        return "", 0, 0
     current = len(finished)
     partial = sorted(path.name for path in (run / "checkpoints").glob(f"{current:02d}-*"))
     epoch, step = map(int, partial[-1].split("-")[1:]) if partial else (0, 0)
@@ -157,10 +165,10 @@ def go_on(folder: Path, kill: Callable[[Process], bool] | None) -> Process:
     assert "Traceback" not in err
     steps = process.taken()
     if steps:
-        assert start is not None and steps[0] == start, (start, steps[:3])
+        assert steps[0] == start, (start, steps[:3])
         assert max(Counter(steps).values()) == 1
     said = re.findall(r"^resumed stage (\S+) epoch (\d+) step (\d+)$", err, re.MULTILINE)
-    if start is not None and start[1:] != (0, 0) and (steps or not killed):
+    if start[1:] != (0, 0) and (steps or not killed):
         assert said == [(start[0], str(start[1]), str(start[2]))]
     else:
         assert not said or (killed and not steps)
@@ -217,32 +225,29 @@ def test_killed_at_random_moments(seed: int, tmp_path: Path, unbroken: Path) -> 
     same(tmp_path / "run", unbroken)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_stopped_by_a_signal(number: signal.Signals, tmp_path: Path, unbroken: Path) -> None:
+def test_stopped_by_signals(tmp_path: Path, unbroken: Path) -> None:
+    """Ctrl-C, and SIGTERM on the way on; every step that was taken is saved."""
     run = tmp_path / "run"
-    process = Process(tmp_path, *TRAIN)
-    assert process.wait_for(lambda: len(process.taken()) > 60)
-    refuse(6, [str(run), f"process {process.process.pid} on"], *TRAIN, "--out", run)
-    code, out, err = process.end(number)
-    assert (code, out) == (128 + number, "")
-    assert re.search(r"^nestling: stopped by .*saved: the same command goes on", err.splitlines()[-1])
-    assert "Traceback" not in err
-    # Every step that was taken is saved.
-    stage, epoch, step = process.taken()[-1]
-    after = (stage, epoch, step + 1) if step < 39 else (stage, epoch + 1, 0)
-    assert last_checkpoint(run) in (after, (STAGES[STAGES.index(stage) + 1], 0, 0))
-    assert nestling("predict", run, "a.png").code == 2 and "not finished" in succeed("show", run).out
-
+    for number, steps in ((signal.SIGINT, 40), (signal.SIGTERM, 60)):
+        start = last_checkpoint(run)
+        process = Process(tmp_path, *TRAIN)
+        assert process.wait_for(lambda process=process, steps=steps: len(process.taken()) > steps)
+        refuse(6, [str(run), f"process {process.process.pid} on"], *TRAIN, "--out", run)
+        code, out, err = process.end(number)
+        assert (code, out) == (128 + number, "")
+        assert re.search(r"^nestling: stopped by .*saved: the same command goes on", err.splitlines()[-1])
+        assert "Traceback" not in err
+        assert process.taken()[0] == start
+        stage, epoch, step = process.taken()[-1]
+        after = (stage, epoch, step + 1) if step + 1 < STEPS_PER_EPOCH else (stage, epoch + 1, 0)
+        # The signal may have come while the stage was being finished.
+        assert last_checkpoint(run) in (after, (STAGES[STAGES.index(stage) + 1], 0, 0))
+        assert "not finished" in succeed("show", run).out
+        refuse(2, ["is not finished", "run the same training command again"], "predict", run, "a.png")
+    stage, epoch, step = last_checkpoint(run)
     done = succeed(*TRAIN, "--out", run)
-    if after[0] == last_checkpoint_of(err):
-        assert f"resumed stage {after[0]} epoch {after[1]} step {after[2]}" in done.err
+    assert (epoch, step) == (0, 0) or f"resumed stage {stage} epoch {epoch} step {step}" in done.err
     same(run, unbroken)
-
-
-def last_checkpoint_of(err: str) -> str | None:
-    """The stage in the middle of which a run says that it stopped."""
-    match = re.search(r"in stage (\S+) epoch", err.splitlines()[-1])
-    return match[1] if match else None
 
 
 def test_stopped_before_there_is_anything_to_save(tmp_path: Path) -> None:
@@ -280,10 +285,11 @@ def test_a_second_signal_does_not_wait(numbers: list[int], code: int, printed: s
 
 BASELINES = (
     *("train", "digits", "--baselines", "--backbone", "conv:4/8", "--precision", "fp32", "--known", "fine=0.3"),
-    *("--set", "epochs=1", "steps_per_epoch=30", "batch_size=16", "optimizer.lr=0.01"),
+    *("--set", "epochs=1", "steps_per_epoch=20", "batch_size=16", "optimizer.lr=0.01"),
 )
 
 
+@pytest.mark.long
 def test_baselines_are_killed_too(tmp_path: Path) -> None:
     succeed(*BASELINES, "--out", tmp_path / "unbroken")
     process = Process(tmp_path, *BASELINES)

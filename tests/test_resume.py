@@ -20,7 +20,7 @@ from nestling.engine.fit import Run
 from nestling.engine.stage import LOG_EVERY, StageRun
 from nestling.errors import BusyError, Interrupted, StorageError, UsageError
 from nestling.files import RunLock, read_lines
-from nestling.methods.recipe import Context, Optimizer, Recipe, Stage
+from nestling.methods.recipe import Context, Optimizer, Recipe, Select, Stage
 from nestling.models.model import Model
 from nestling.objectives.terms import CrossEntropy
 from small import (
@@ -356,7 +356,8 @@ def test_hooks_are_replayed_not_run_again(
     expected = quick(hooked(whole), toy_data, tmp_path / "whole")
     assert whole == ["after_epoch"] * 3 + ["at_end"]
     watch = Watch(monkeypatch)
-    for stop in (4, 7, 10):
+    # 3 and 6 are ends of epochs, whose hook then is the first thing that the next process does.
+    for stop in (3, 4, 6, 7, 10):
         watch.stop_at = stop
         with pytest.raises(Interrupted):
             quick(hooked(broken), toy_data, tmp_path / "broken")
@@ -386,6 +387,37 @@ def test_a_hook_broken_off_draws_the_same_again(
         quick(hooked([]), toy_data, tmp_path / "broken")
     torch.rand(17)
     assert_same_run(quick(hooked([]), toy_data, tmp_path / "broken"), expected)
+
+
+@pytest.mark.parametrize(
+    ("patience", "epochs"),
+    # The best is the second of seven; three more without a better one end at the fifth.
+    [(None, 7), (3, 5)],
+)
+def test_the_best_epoch_and_patience_are_resumed(
+    patience: int | None, epochs: int, toy_data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off in the epoch after the best, and again later: its weights and its count are in the checkpoint."""
+    scores = iter([3.0, 1.0, 2.0, 2.5, 2.0, 4.0, 1.5])
+    seen: list[dict[str, Tensor]] = []
+
+    def build(model: Model, data: LabelledData) -> dict:
+        return {
+            "select": Select(lambda *_: next(scores), "score"),
+            "after_epoch": lambda context: seen.append({n: t.clone() for n, t in context.model.state_dict().items()}),
+            "patience": patience,
+        }
+
+    recipe, watch = one_stage(build, epochs=7, steps_per_epoch=2), Watch(monkeypatch)
+    for stop in (5, 7):
+        watch.stop_at = stop
+        with pytest.raises(Interrupted):
+            quick(recipe, toy_data, tmp_path / "run")
+    watch.stop_at = None
+    run = quick(recipe, toy_data, tmp_path / "run")
+    assert len(run.history) == len(seen) == epochs
+    assert [record["score"] for record in run.history] == [3.0, 1.0, 2.0, 2.5, 2.0, 4.0, 1.5][:epochs]
+    assert all(torch.equal(run.model.state_dict()[name], tensor) for name, tensor in seen[1].items())
 
 
 # Settings ------------------------------------------------------------------------------------------------------------

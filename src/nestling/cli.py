@@ -81,6 +81,9 @@ class Train(SourceOptions):
     """auto is bf16 where the processor is fast at it, else fp32."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    workers: int | None = None
+    """Processes that decode pictures ahead, where these do not fit into memory; by default all cores but one, at most
+    8. What comes out does not depend on it."""
     out: str | None = None
     """The run folder; by default runs/<source>-<method>-<hash of the settings>."""
 
@@ -153,7 +156,7 @@ def run(arguments: list[str]) -> int:
         # Whoever read our output has seen enough; but a training that could not say how far it is has not finished.
         os._exit(5 if code is None and isinstance(command, Train | Demo) else code or 0)
     except OSError as error:
-        return complain(f"{error.strerror or error}: {error.filename or ''}", 5)
+        return complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 5)
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

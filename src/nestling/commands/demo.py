@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestling.commands.train import say
+from nestling.commands.train import answer, say
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.errors import UsageError
 
@@ -65,7 +65,7 @@ def demo(command: Demo) -> int:
                 folder.begin()
             work(folder, chosen, list(range(command.seeds)), began)
     model = out / "model"
-    print(f"report: {out / FINISHED}\nmodel:  {model}\ntry:    nestling predict {model} {out / 'examples'}")
+    answer(f"report: {out / FINISHED}\nmodel:  {model}\ntry:    nestling predict {model} {out / 'examples'}")
     return 0
 
 

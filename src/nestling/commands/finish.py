@@ -31,6 +31,8 @@ class Finish:
     test: LabelledData
     source: str
     device: str
+    workers: int | None = None
+    """Processes that decode pictures ahead; None for the automatic choice."""
     about: Mapping[str, Any]
     """What the bundle remembers of the options."""
     notes: Sequence[str]
@@ -39,7 +41,7 @@ class Finish:
 
 def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
     """Evaluate and write; the report goes last, since it marks the run as finished. Returns the metrics."""
-    runtime = Runtime.choose(end.device, "fp32")
+    runtime = Runtime.choose(end.device, "fp32", workers=end.workers)
     measurements: dict[str, list[Measurement]] = {}
     for method, runs in end.runs.items():
         for run in runs:

@@ -47,8 +47,10 @@ class Pipeline:
         fields: Mapping[str, Any],
         data_dir: str | None,
         device: str,
+        workers: int | None = None,
     ) -> None:
         self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
+        self.workers = workers
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
@@ -57,7 +59,7 @@ class Pipeline:
             # It is chosen, and a configuration that named it would be taken as giving it.
             del given["optimizer"]["lr"]
         precision = options.get("precision", "auto")
-        Runtime.choose(device, precision)
+        Runtime.choose(device, precision, workers=workers)
         self.begun = folder.open(given)
         self.precision = folder.kept("precision") or precision
 
@@ -95,6 +97,7 @@ class Pipeline:
             test=test,
             source=str(self.source),
             device=self.device,
+            workers=self.workers,
             about=about,
             notes=notes,
             seconds=time.monotonic() - began,
@@ -162,6 +165,7 @@ class Pipeline:
             self.precision,
             validation=validation,
             backbone=self.backbone,
+            workers=self.workers,
         )
 
     def with_baselines(

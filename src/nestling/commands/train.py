@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,8 @@ def train(command: Train) -> int:
     with RunFolder(out) as folder:
         from nestling.commands.pipeline import Pipeline
 
-        Pipeline(folder, options, fields, data_dir=command.data_dir, device=command.device).run()
-    print(out)
+        Pipeline(folder, options, fields, command.data_dir, command.device, command.workers).run()
+    answer(str(out))
     return 0
 
 
@@ -76,9 +77,21 @@ def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
             "train needs a SOURCE: a catalogue name such as digits, a folder tree, a CSV or Parquet file, "
             "or hf:owner/name"
         )
+    for name in ("source", "taxonomy"):
+        if not encodes(options.get(name, "")):
+            raise UsageError(f"the {name} {options[name]!r} is no valid Unicode: rename it, or give a link to it")
     if options["seed"] < 0:
         raise UsageError(f"seed must be an integer of at least 0, got {options['seed']}")
     return options, merge(config, parse_assignments(command.set))
+
+
+def encodes(text: str) -> bool:
+    """Whether UTF-8, in which a run's files are written, holds it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_known(text: str) -> dict[str, float]:
@@ -97,6 +110,12 @@ def parse_known(text: str) -> dict[str, float]:
                 f"cannot read --known {text!r}: expected level=fraction, such as coarse=1.0,middle=0.4,fine=0.1"
             )
     return known
+
+
+def answer(text: str) -> None:
+    """What a training ends with, on stdout; it has finished, also where nobody reads that any more."""
+    with suppress(BrokenPipeError):
+        print(text)
 
 
 def say(text: str) -> None:

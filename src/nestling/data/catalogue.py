@@ -1,7 +1,7 @@
 """The sets that nestling knows by name: levels, where the hub has them, licence.
 
 A set is read from ``<data dir>/<name>/<split>.parquet`` where that exists, with the level columns named here. A hub
-name stands here only where repository and columns are certain.
+name stands here only where repository and columns are certain; ``docs/data.md`` says by what.
 """
 
 from __future__ import annotations
@@ -25,8 +25,16 @@ class Entry:
     """``owner/name`` on the hub."""
     hub_columns: Mapping[str, str] = field(default_factory=dict)
     """From the hub's columns to ours."""
+    hub_folder: str | None = None
+    """Which one, where several configurations stand side by side."""
+    hub_splits: Mapping[str, str] = field(default_factory=dict)
+    """From the hub's splits to ours, where these differ; those not named are left."""
     paths: tuple[tuple[str, ...], ...] = ()
     """Where the hub has the finest label alone: the path of every class, in the order of the hub's codes."""
+    of: str | None = None
+    """The set whose files it is made from, where that is another."""
+    num_train: int | None = None
+    """Where the rows are split anew: so many, drawn at random, train; a class with one other row is not tested."""
 
 
 _C1, _C2 = "coarse1 (0,3,5,6,8)", "coarse2 (1,2,4,7,9)"
@@ -69,6 +77,20 @@ _CIFAR10_PATHS = (
     ("animal", "deer or horse", "horse"),
     ("vehicle", "plane or ship", "ship"),
     ("vehicle", "road vehicle", "truck"),
+)
+
+_NEWSGROUPS = (
+    ("religion", "alt.atheism"),
+    *(
+        ("computers", f"comp.{name}")
+        for name in ("graphics", "os.ms-windows.misc", "sys.ibm.pc.hardware", "sys.mac.hardware", "windows.x")
+    ),
+    ("for sale", "misc.forsale"),
+    *(("recreation", f"rec.{name}") for name in ("autos", "motorcycles", "sport.baseball", "sport.hockey")),
+    *(("science", f"sci.{name}") for name in ("crypt", "electronics", "med", "space")),
+    ("religion", "soc.religion.christian"),
+    *(("politics", f"talk.politics.{name}") for name in ("guns", "mideast", "misc")),
+    ("religion", "talk.religion.misc"),
 )
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType(
@@ -120,9 +142,12 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             licence="MIT (Klasson et al.)",
         ),
         "newsgroups20": Entry(
-            about="18,846 articles of 20 newsgroups, subject and body",
+            about="18,846 articles of 20 newsgroups",
             levels=("coarse", "fine"),
             licence="20 newsgroups (1993)",
+            hub="SetFit/20_newsgroups",
+            hub_columns={"label_text": "fine"},
+            paths=_NEWSGROUPS,
         ),
         "tiny_imagenet32": Entry(
             about="35,000 images of 200 ImageNet classes, 32x32; unbalanced concepts after BREEDS and WordNet",
@@ -140,6 +165,34 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             about="5,975 images of 101 categories, 64x64; one level and no test split",
             levels=("fine",),
             licence="Caltech-101 (Fei-Fei et al. 2004)",
+        ),
+        "svhn": Entry(
+            about="99,289 digits of house numbers, 32x32; one level",
+            levels=("fine",),
+            licence="SVHN (Netzer et al. 2011), not for commercial use",
+            hub="ufldl-stanford/svhn",
+            hub_columns={"label": "fine"},
+            hub_folder="cropped_digits",
+        ),
+        "sop": Entry(
+            about="Stanford Online Products: 120,053 pictures, 12 kinds, 22,634 products; those tested are not trained",
+            levels=("coarse", "fine"),
+            licence="Stanford Online Products (Song et al. 2016)",
+        ),
+        "sop_random": Entry(
+            about="the same pictures, 80,000 drawn at random to train; products with one other picture not tested",
+            levels=("coarse", "fine"),
+            licence="Stanford Online Products (Song et al. 2016)",
+            of="sop",
+            num_train=80_000,
+        ),
+        "imagenet": Entry(
+            about="ILSVRC 2012: 1,281,167 photographs to train and 50,000 to test, 1,000 classes; one level",
+            levels=("fine",),
+            licence="ImageNet's terms of access: research, not for commercial use",
+            hub="ILSVRC/imagenet-1k",
+            hub_columns={"label": "fine"},
+            hub_splits={"train": "train", "validation": "test"},
         ),
     }
 )

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
-from nestling.data.tables import split_name
+from nestling.data.tables import SPLITS, split_name
 from nestling.errors import NestlingError, StorageError, UsageError, listed, missing_extra
 
 TIMEOUT = 5.0
@@ -28,9 +28,12 @@ _PART = re.compile(r"(?:(?P<folder>.*)/)?(?P<split>[A-Za-z]+)/\d+\.parquet")
 _T = TypeVar("_T")
 
 
-def hub_files(repository: str, remedy: str) -> dict[str, list[Path]]:
+def hub_files(
+    repository: str, remedy: str, folder: str | None = None, splits: Sequence[str] = SPLITS
+) -> dict[str, list[Path]]:
     """The Parquet files of every split of ``owner/name``, fetched into the hub's cache.
 
+    ``folder``: the configuration, where there are several; ``splits``: those that are wanted.
     Raises ``StorageError``, ending in ``remedy``, where hub, data set or Parquet files are not to be had.
     """
     if not _NAME.fullmatch(repository):
@@ -48,12 +51,12 @@ def hub_files(repository: str, remedy: str) -> dict[str, list[Path]]:
             names = [file.rfilename for file in listing.siblings or []]
         except Exception as error:
             reasons.append(_reason(error))
-            cached = _cached(repository, revision)
+            cached = _cached(repository, revision, folder, splits)
             if cached:
                 return cached
             # The second branch of a hub that does not answer would only cost the same time again.
             break
-        chosen = choose_files(repository, names)
+        chosen = choose_files(repository, names, folder)
         if chosen:
             try:
                 return {
@@ -62,6 +65,7 @@ def hub_files(repository: str, remedy: str) -> dict[str, list[Path]]:
                         for name in files
                     ]
                     for split, files in chosen.items()
+                    if split in splits
                 }
             except Exception as error:
                 raise StorageError(f"cannot fetch hf:{repository}: {_reason(error)}; {remedy}") from error
@@ -69,8 +73,8 @@ def hub_files(repository: str, remedy: str) -> dict[str, list[Path]]:
     raise StorageError(f"cannot read hf:{repository}: {reasons[0]}; {remedy}")
 
 
-def choose_files(repository: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """The files of every split among the names in a repository; empty without any.
+def choose_files(repository: str, names: Sequence[str], folder: str | None = None) -> dict[str, list[str]]:
+    """The files of every split among the names in a repository, empty without any; ``folder``: of that configuration.
 
     Raises ``UsageError`` where several configurations stand side by side, ``StorageError`` where a shard is missing.
     """
@@ -80,14 +84,15 @@ def choose_files(repository: str, names: Sequence[str]) -> dict[str, list[str]]:
         match = _PART.fullmatch(name) or _FILE.fullmatch(name)
         split = match and split_name(match["split"])
         if match and split:
-            folder = match["folder"] or ""
-            found.setdefault(folder, {}).setdefault(split, []).append(name)
+            place = match["folder"] or ""
+            found.setdefault(place, {}).setdefault(split, []).append(name)
             if "shards" in match.groupdict() and match["shards"]:
-                shards[folder, split] = int(match["shards"])
-    if not found:
+                shards[place, split] = int(match["shards"])
+    if not found or (folder is not None and folder not in found):
         return {}
     own = repository.partition("/")[2]
-    folder = next((folder for folder in ("", "data", "default", "plain_text", own) if folder in found), None)
+    if folder is None:
+        folder = next((place for place in ("", "data", "default", "plain_text", own) if place in found), None)
     if folder is None and len(found) == 1:
         folder = next(iter(found))
     if folder is None:
@@ -101,20 +106,20 @@ def choose_files(repository: str, names: Sequence[str]) -> dict[str, list[str]]:
     return found[folder]
 
 
-def _cached(repository: str, revision: str | None) -> dict[str, list[Path]]:
+def _cached(repository: str, revision: str | None, folder: str | None, splits: Sequence[str]) -> dict[str, list[Path]]:
     import huggingface_hub
 
     try:
-        folder = Path(
+        root = Path(
             huggingface_hub.snapshot_download(repository, repo_type="dataset", revision=revision, local_files_only=True)
         )
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
-        chosen = choose_files(repository, names)
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*.parquet")]
+        chosen = choose_files(repository, names, folder)
     except NestlingError:
         raise
     except Exception:
         return {}
-    return {split: [folder / name for name in files] for split, files in chosen.items()}
+    return {split: [root / name for name in files] for split, files in chosen.items() if split in splits}
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from nestling.errors import DataError
+
 Raw = bytes | Path | str | np.ndarray | None
 """One input as it is stored: an encoded picture, its file, a text, pixels; None where the source has none."""
 
@@ -44,8 +46,9 @@ class Inputs(ABC):
         """The given rows, int64 (k,), in that order; nothing is read."""
         return Selected(self, rows)
 
-    def require_random_access(self) -> None:
-        """Raise ``DataError`` where single rows cannot be read at a bearable cost."""
+    def obstacle(self) -> str | None:
+        """Why single rows cannot be read at a bearable cost, and the remedy; None where they can."""
+        return None
 
     def blocks(self) -> Iterator[tuple[np.ndarray, list[Raw]]]:
         """All rows in order, some at a time: their numbers (k,) and inputs."""
@@ -54,12 +57,14 @@ class Inputs(ABC):
             yield rows, self.read(rows)
 
     def hold(self, limit: int) -> Inputs:
-        """The same in memory, where that takes at most ``limit`` bytes. Raises as ``require_random_access`` else."""
+        """The same in memory, where that takes at most ``limit`` bytes; else as it is, or ``DataError`` where there is
+        an ``obstacle`` to that."""
         if self.in_memory:
             return self
         if self.sizes(np.arange(len(self))).sum() <= limit:
             return Held(Packed(raw for _, raws in self.blocks() for raw in raws), self)
-        self.require_random_access()
+        if obstacle := self.obstacle():
+            raise DataError(obstacle)
         return self
 
 
@@ -160,8 +165,8 @@ class Selected(Inputs):
     def select(self, rows: np.ndarray) -> Inputs:
         return Selected(self.of, self.rows[rows])
 
-    def require_random_access(self) -> None:
-        self.of.require_random_access()
+    def obstacle(self) -> str | None:
+        return self.of.obstacle()
 
 
 class Joined(Inputs):
@@ -191,9 +196,8 @@ class Joined(Inputs):
             found[places] = part.sizes(own)
         return found
 
-    def require_random_access(self) -> None:
-        for part in self.parts:
-            part.require_random_access()
+    def obstacle(self) -> str | None:
+        return next((found for part in self.parts if (found := part.obstacle())), None)
 
     def _parts_of(self, rows: np.ndarray) -> Iterator[tuple[Inputs, np.ndarray, np.ndarray]]:
         """Each part with the places in ``rows`` that are its, and their numbers in it."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.data.distortions import Distortion
+from nestling.data.images import LazyImages
+from nestling.data.stream import Ahead
 from nestling.data.transforms import Augmentation, Preprocessing
 from nestling.errors import DataError
 from nestling.seeds import derive
@@ -96,6 +101,15 @@ class DeviceData:
     def __len__(self) -> int:
         return len(self.index)
 
+    def ahead(self, batches: Iterable[np.ndarray], workers: int) -> AbstractContextManager[Iterator[Tensor | None]]:
+        """What to pass to ``batch`` as ``images`` for each of the batches to come, in their order.
+
+        Pictures that are not on the device are decoded ahead by so many processes; for others it is None.
+        """
+        if isinstance(self.data.inputs, LazyImages):
+            return Ahead(self.data.inputs, batches, workers)
+        return nullcontext(repeat(None))
+
     def batch(
         self,
         rows: np.ndarray,
@@ -103,13 +117,18 @@ class DeviceData:
         key: int = 0,
         draws: np.ndarray | None = None,
         distortion: Distortion | None = None,
+        images: Tensor | None = None,
     ) -> Batch:
         """The rows as a batch; ``draws`` (how often each was drawn before) and ``key`` decide the augmentation.
 
-        A ``distortion`` acts on pixels in [0, 1] and depends on the row alone.
+        A ``distortion`` acts on pixels in [0, 1] and depends on the row alone. ``images``: the pictures of these rows,
+        uint8 (b, c, h, w), where they were decoded ahead.
         """
         where = torch.from_numpy(rows).to(self.device)
-        images = self.data.images(rows).to(self.device) if self.images is None else self.images[where]
+        if self.images is not None:
+            images = self.images[where]
+        else:
+            images = (self.data.images(rows) if images is None else images).to(self.device)
         index = self.index[where]
         if augmentation is not None and draws is not None:
             counter = torch.from_numpy(draws).to(self.device) * 2**32 + index

@@ -128,14 +128,15 @@ class ParquetInputs(Inputs):
         means = self.index[:, 3] // np.maximum(self.index[:, 2], 1)
         return means[np.searchsorted(self.ends, rows, side="right")]
 
-    def require_random_access(self) -> None:
+    def obstacle(self) -> str | None:
         for file, number, _, num_bytes in self.index.tolist():
             if num_bytes > MAX_GROUP_BYTES:
-                raise DataError(
-                    f"{self.files[file]}: its row group {number} holds {num_bytes >> 20:,} MiB of inputs, too many to "
-                    f"read for each single row (at most {MAX_GROUP_BYTES >> 20}): write the file anew in smaller row "
-                    "groups, with pyarrow.parquet.write_table(table, path, row_group_size=100)"
+                return (
+                    f"{self.files[file]}: its row group {number} holds {num_bytes >> 20:,} MiB of pictures, too many "
+                    f"to read for each single row (at most {MAX_GROUP_BYTES >> 20}): write the file anew in smaller "
+                    "row groups, with pyarrow.parquet.write_table(table, path, row_group_size=100)"
                 )
+        return None
 
     def _column(self, group: int) -> Any:
         """The inputs of one row group, as pyarrow has them; the last ones used are kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from nestling.data.catalogue import CATALOGUE, Entry
 from nestling.data.folders import read_folder
 from nestling.data.hub import hub_files
 from nestling.data.made import digits
-from nestling.data.rows import Rows
+from nestling.data.rows import Rows, concatenate
 from nestling.data.tables import SPLITS, SUFFIXES, read_table, split_files, split_name
 from nestling.errors import DataError, StorageError, UsageError, unknown
+from nestling.seeds import derive
 
 ENVIRONMENT = "NESTLING_DATA"
 
@@ -79,17 +81,21 @@ def _known(name: str, data_dir: str | Path | None) -> Source:
     if name == "digits":
         return Source(name, name, digits(), entry.levels)
     asked = [Path(place).expanduser() for place in (data_dir, os.environ.get(ENVIRONMENT)) if place]
+    stored = entry.of or name
     for place in asked:
-        if (place / name).is_dir():
-            files = split_files(place / name, (".parquet",))
+        if (place / stored).is_dir():
+            files = split_files(place / stored, (".parquet",))
             if files:
                 return _tables(files, name, entry=entry)
-    remedy = f"pass --data-dir DIR, or set {ENVIRONMENT}=DIR, where DIR holds {name}/train.parquet"
+    remedy = f"pass --data-dir DIR, or set {ENVIRONMENT}=DIR, where DIR holds {stored}/train.parquet"
     if asked:
-        remedy = f"{' and '.join(map(str, asked))} lack {name}/train.parquet: {remedy}"
+        remedy = f"{' and '.join(map(str, asked))} lack {stored}/train.parquet: {remedy}"
     if entry.hub is None:
         raise StorageError(f"the set {name!r} has no source on the hub; {remedy}")
-    return _tables(hub_files(entry.hub, remedy), name, entry=entry, notes=(f"read from the hub: {entry.hub}",))
+    ours = entry.hub_splits or {split: split for split in SPLITS}
+    files = hub_files(entry.hub, remedy, entry.hub_folder, tuple(ours))
+    files = {ours[split]: paths for split, paths in files.items()}
+    return _tables(files, name, entry=entry, notes=(f"read from the hub: {entry.hub}",))
 
 
 def _tables(
@@ -112,7 +118,24 @@ def _tables(
                     rows.columns[level] = [path[place] if path else None for path in paths]
     if len({rows.kind for rows in splits.values()}) > 1:
         raise DataError(f"{name}: some of its splits hold pictures and some texts")
+    if entry is not None and entry.num_train is not None:
+        splits = _drawn_anew(splits, name, entry.levels[-1], entry.num_train)
     return Source(name, name, splits, None if entry is None else entry.levels, notes=notes)
+
+
+def _drawn_anew(splits: Mapping[str, Rows], name: str, finest: str, num_train: int) -> dict[str, Rows]:
+    """``num_train`` of all rows to train, drawn at random, always the same; of the others those whose class has two."""
+    every = concatenate(list(splits.values()))
+    if len(every) <= num_train:
+        raise DataError(f"{name}: it has {len(every):,} rows, too few to draw {num_train:,} to train from them")
+    order = np.random.default_rng(derive(0, name)).permutation(len(every))
+    classes = every.columns.get(finest, [None] * len(every))
+    others = Counter(classes[row] for row in order[num_train:].tolist())
+    test = [row for row in order[num_train:].tolist() if others[classes[row]] > 1]
+    return {
+        "train": every.select(np.sort(order[:num_train])),
+        "test": every.select(np.array(sorted(test), dtype=np.int64)),
+    }
 
 
 def _folder(path: Path) -> Source:

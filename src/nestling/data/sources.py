@@ -75,9 +75,7 @@ def load_data(
     if rows.kind == "text":
         inputs, kept, more = _texts(rows.inputs.read(np.arange(len(rows))), items, skip)
     else:
-        inputs, kept, more = load_images(
-            rows.inputs, items, image_size=image_size, channels=channels, skip_bad=skip
-        )
+        inputs, kept, more = load_images(rows.inputs, items, image_size=image_size, channels=channels, skip_bad=skip)
     return LabelledData(
         inputs=inputs,
         labels=labels[kept],

@@ -6,7 +6,7 @@ An augmentation's parameters are a pure function of (key, row), so that neither 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -43,19 +43,25 @@ class Preprocessing:
             )
 
     @classmethod
-    def from_data(cls, images: Tensor) -> Preprocessing:
-        """Statistics of uint8 images (n, c, h, w): training rows, or a sample of them."""
-        if images.ndim != 4 or images.dtype != torch.uint8 or not images.numel():
-            raise UsageError(
-                f"expected uint8 images (n, c, h, w), at least one; got {tuple(images.shape)} {images.dtype}"
-            )
+    def from_data(cls, images: Tensor | Iterable[Tensor]) -> Preprocessing:
+        """Statistics of uint8 images (n, c, h, w), whole or in parts: training rows, or a sample of them."""
+        shape, counts = None, None
+        for part in [images] if isinstance(images, Tensor) else images:
+            if part.ndim != 4 or part.dtype != torch.uint8 or not part.numel():
+                raise UsageError(
+                    f"expected uint8 images (n, c, h, w), at least one; got {tuple(part.shape)} {part.dtype}"
+                )
+            found = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in part.unbind(1)]).cpu()
+            shape, counts = part.shape[1:], found if counts is None else counts + found
+        if shape is None or counts is None:
+            raise UsageError("expected uint8 images (n, c, h, w), at least one; got none")
         values = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
-        for channel in images.unbind(1):
-            share = torch.bincount(channel.flatten(), minlength=256).cpu().double() / channel.numel()
+        for channel in counts:
+            share = channel.double() / int(channel.sum())
             mean.append(float(share @ values))
             std.append(math.sqrt(float(share @ (values - mean[-1]).square())) or 1.0)
-        return cls(*images.shape[1:], mean=tuple(mean), std=tuple(std))
+        return cls(*shape, mean=tuple(mean), std=tuple(std))
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.normalise(self.pixels(images))

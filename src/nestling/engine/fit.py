@@ -19,8 +19,10 @@ from torch import Tensor
 from nestling import collective, interrupt
 from nestling.config import to_dict
 from nestling.data.dataset import LabelledData
+from nestling.data.images import LazyImages
 from nestling.data.loader import DeviceData
 from nestling.data.split import cut
+from nestling.data.stream import in_parts
 from nestling.data.transforms import Preprocessing
 from nestling.engine.checkpoint import Checkpoints, pick
 from nestling.engine.log import Reporter
@@ -76,6 +78,7 @@ def fit(
     *,
     validation: LabelledData | None = None,
     backbone: str = "auto",
+    workers: int | None = None,
     verbose: bool = True,
 ) -> Run:
     """Train ``recipe`` on ``data`` and return the calibrated model.
@@ -87,6 +90,8 @@ def fit(
     model: by default the recipe's network with fresh weights, on ``backbone``.
     out: the run folder. With it the same call resumes an interrupted run; without it nothing is written.
     precision: auto, fp32, bf16 or fp16.
+    workers: processes that decode pictures ahead, where these do not fit into memory; by default one less than there
+        are cores, at most 8. The result does not depend on it.
 
     Raises UsageError for settings that cannot be, DivergedError where a loss, gradient or metric is not finite,
     StorageError for files and BusyError where another process holds ``out``.
@@ -106,20 +111,26 @@ def fit(
                 precision,
                 validation=validation,
                 backbone=backbone,
+                workers=workers,
                 verbose=verbose,
             )
     train, validation = cut_rows(data, validation, seed)
     reporter = Reporter(verbose)
-    runtime = Runtime.choose(device, precision, out.kept("precision") if out else None)
+    runtime = Runtime.choose(device, precision, out.kept("precision") if out else None, workers)
     shape = data.image_shape
     sample = np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).round().astype(np.int64)
-    preprocessing = Preprocessing.from_data(train.images(sample))
+    lazy = train.inputs if isinstance(train.inputs, LazyImages) else None
+    preprocessing = Preprocessing.from_data(
+        train.images(sample) if lazy is None else in_parts(lazy, sample, runtime.workers)
+    )
     if model is None:
         with seeded(derive(seed, "weights")):
             model = build_model(data.taxonomy, shape, backbone, recipe.method, recipe.network())
     engine = Engine(recipe, model, train, validation, out, seed, runtime, preprocessing, reporter)
     engine.decide("device", str(runtime.device), runtime.reasons["device"])
     engine.decide("precision", runtime.precision, runtime.reasons["precision"])
+    why = runtime.reasons["workers"] if lazy is not None else "the pictures are in memory"
+    engine.decide("workers", runtime.workers if lazy is not None else 0, why)
     engine.decide(
         "backbone",
         model.config["backbone"],

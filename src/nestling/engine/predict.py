@@ -11,6 +11,9 @@ from nestling.data.loader import DeviceData
 from nestling.engine.runtime import Runtime
 from nestling.models.model import Model, Outputs
 
+PIXELS_AT_ONCE = 1 << 23
+"""Of a batch: its feature maps are many times as large."""
+
 
 @torch.no_grad()
 def predict(
@@ -18,18 +21,22 @@ def predict(
     data: DeviceData,
     runtime: Runtime,
     until: str | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     distortion: Distortion | None = None,
 ) -> tuple[Outputs, Tensor]:
     """Outputs in evaluation mode, in fp32, and the targets (n, levels). The model's modes are left as they were."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     parts, labels = [], []
-    for start in range(0, len(data), batch_size):
-        batch = data.batch(np.arange(start, min(start + batch_size, len(data))), distortion=distortion)
-        with runtime.autocast():
-            parts.append(model(batch.inputs, until=until))
-        labels.append(batch.labels)
+    height, width = data.preprocessing.height, data.preprocessing.width
+    batch_size = batch_size or max(32, min(1024, PIXELS_AT_ONCE // (height * width)))
+    batches = [np.arange(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size)]
+    with data.ahead(batches, runtime.workers) as ahead:
+        for rows, images in zip(batches, ahead):
+            batch = data.batch(rows, distortion=distortion, images=images)
+            with runtime.autocast():
+                parts.append(model(batch.inputs, until=until))
+            labels.append(batch.labels)
     for module, training in modes:
         module.training = training
     return concatenate(parts), torch.cat(labels)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nestling import collective
+from nestling.data.stream import choose_workers
 from nestling.errors import UsageError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -35,9 +36,13 @@ class Runtime:
     device: torch.device
     precision: str
     reasons: dict[str, str]
+    workers: int = 0
+    """Processes that decode pictures ahead, where these are not in memory."""
 
     @staticmethod
-    def choose(device: str = "auto", precision: str = "auto", kept: str | None = None) -> Runtime:
+    def choose(
+        device: str = "auto", precision: str = "auto", kept: str | None = None, workers: int | None = None
+    ) -> Runtime:
         """Resolve ``auto``. ``kept`` is the precision that the run began with, which a resume keeps on any machine."""
         if device not in DEVICES:
             raise unknown("device", device, DEVICES)
@@ -69,7 +74,8 @@ class Runtime:
             precision, reasons["precision"] = auto_precision(device)
         if precision == "fp16" and device == "cpu":
             raise UsageError("precision fp16 needs a GPU: use --precision bf16 or fp32")
-        return Runtime(torch.device(device), precision, reasons)
+        workers, reasons["workers"] = choose_workers(workers)
+        return Runtime(torch.device(device), precision, reasons, workers)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context that a forward pass runs in."""

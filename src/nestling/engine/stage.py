@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from nestling import collective, interrupt
 from nestling.data.batch import Batch
-from nestling.data.loader import DeviceData
+from nestling.data.loader import DeviceData, RowOrder
 from nestling.engine.checkpoint import Saved, collect, optimizer_tensors, pick, restore_optimizer
 from nestling.engine.optim import build_optimizer, rate
 from nestling.engine.plan import order_of
@@ -94,6 +96,7 @@ class StageRun:
         self.chosen_by = (stage.select.levels or taxonomy.levels) if stage.select else ()
         chosen = [taxonomy.level_index(level) for level in self.chosen_by]
         self.can_select = bool((engine.validation.labels[:, chosen] >= 0).any())
+        self.ahead: Iterator[Tensor | None] = itertools.repeat(None)
         self.checked = False
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
@@ -138,10 +141,18 @@ class StageRun:
                     f"{len(self.rows)} rows, {trained:,} parameters, "
                     f"at most {stage.epochs} epochs of {self.order.steps} steps",
                 )
-                self.train_epochs()
+                data = self.engine.device_data(stage.data)
+                with data.ahead(self.to_come(self.order), self.engine.runtime.workers) as self.ahead:
+                    self.train_epochs()
             self.finish()
         finally:
             self.engine.reporter.stage_ended()
+
+    def to_come(self, order: RowOrder) -> Iterator[np.ndarray]:
+        """The rows of this process's batches from here to the end of the stage."""
+        begun = self.progress.epoch * order.steps + self.progress.step
+        places = (divmod(number, order.steps) for number in range(begun, self.stage.epochs * order.steps))
+        return (self.rows[own(order.batch(epoch, step)[0])] for epoch, step in places)
 
     def train_epochs(self) -> None:
         stage, state = self.stage, self.progress
@@ -171,10 +182,10 @@ class StageRun:
         stage, state, order, engine = self.stage, self.progress, self.order, self.engine
         assert order is not None
         every, draws = order.batch(state.epoch, state.step)
-        part = slice(collective.rank(), None, collective.world_size())
-        rows, draws = every[part], draws[part]
+        rows, draws = own(every), own(draws)
         engine.runtime.seed(derive(engine.seed, "step", self.number, state.epoch, state.step, collective.rank()))
-        batch = data.batch(self.rows[rows], stage.augmentation, derive(engine.seed, "augment", self.number), draws)
+        key = derive(engine.seed, "augment", self.number)
+        batch = data.batch(self.rows[rows], stage.augmentation, key, draws, images=next(self.ahead))
         if stage.perturb is not None:
             batch = stage.perturb(engine.model, self.objective, batch)
         progress = (state.epoch * order.steps + state.step) / (stage.epochs * order.steps)
@@ -338,6 +349,11 @@ class StageRun:
         restore_optimizer(self.optimizer, pick("optimizer", saved.tensors))
         self.best = {name: t.to(engine.runtime.device) for name, t in pick("best", saved.tensors).items()} or None
         return True
+
+
+def own(rows: np.ndarray) -> np.ndarray:
+    """This process's part of a global batch."""
+    return rows[collective.rank() :: collective.world_size()]
 
 
 def listed_rows(rows: np.ndarray, limit: int = 8) -> str:

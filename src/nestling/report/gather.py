@@ -18,6 +18,8 @@ from nestling.models.model import Model
 from nestling.report.content import Content, Curve, Example
 
 NUM_EXAMPLES = 24
+MOST_ROWS = 2000
+"""Among so many test rows the examples are chosen."""
 
 
 def gather(
@@ -98,7 +100,8 @@ def examples(model: Model, preprocessing: Preprocessing, test: LabelledData) -> 
     """Test rows with what the model says: the least sure third of them, and others at even distances."""
     if not len(test):
         return []
-    shown = test.subset(np.arange(min(len(test), 2000)))
+    # Tables are often sorted by class: the rows that are looked at lie all over.
+    shown = test.subset(np.linspace(0, len(test) - 1, min(len(test), MOST_ROWS)).round().astype(np.int64))
     runtime = Runtime.choose(str(next(model.parameters()).device.type), "fp32")
     with torch.no_grad():
         answers = model.answers(outputs_of(model, preprocessing, shown, runtime)[CLEAN])
@@ -122,7 +125,7 @@ def examples(model: Model, preprocessing: Preprocessing, test: LabelledData) -> 
                 path=tuple(d["path"]),
                 confidence=tuple(d["confidence"]),
                 answer=d["answer"],
-                item=shown.items[row],
+                item=shown.items[row].encode("utf-8", "backslashreplace").decode(),
             )
         )
     return result
