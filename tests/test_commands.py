@@ -534,6 +534,7 @@ def short_demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def check_demo(run: Path, seeds: int) -> dict[str, Any]:
     """The files and figures of a demo."""
+    assert set(FILES) <= {path.name for path in run.iterdir()}
     metrics = figures(run)
     assert set(metrics["methods"]) >= {"end-to-end", "flat-marginal", "flat-crm"}
     for entry in (metrics, *metrics["methods"].values()):

@@ -1,14 +1,20 @@
-"""Differences between methods against a naive bootstrap, and the verdict in words."""
+"""What a model scores, differences between methods against a naive bootstrap, and the verdict in words."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+import torch
 
 from nestling.data.dataset import LabelledData
+from nestling.data.transforms import Preprocessing
+from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import compare, excess, gap, gap_interval, verdict
 from nestling.evaluate.decide import Decisions
-from nestling.evaluate.measure import Measurement
+from nestling.evaluate.measure import Measurement, mean_over_seeds, measure, outputs_of
+from small import small_model
 
 LEVELS = ("coarse", "middle", "fine")
 
@@ -212,3 +218,76 @@ def test_the_verdict_names_every_baseline_and_what_the_intervals_are() -> None:
     assert verdict("nested", given, "fine", 2).endswith("intervals over test rows, 2 seeds.")
     one = verdict("nested", given, "fine", 1)
     assert one.endswith("intervals over test rows, 1 seed, which says nothing of how seeds differ.")
+
+
+# Over seeds ----------------------------------------------------------------------------------------------------------
+
+
+def entry(accuracy: float, tree_distance: float | None) -> dict:
+    return {"name": "fine", "accuracy": accuracy, "tree_distance": tree_distance, "n": 40}
+
+
+def test_means_over_seeds_by_hand() -> None:
+    """Sample deviation, beside every number but the count; a figure that one seed lacks is averaged over the others."""
+    seeds = [
+        {"levels": [entry(0.8, 2.0)], "agreement": 0.5, "distortions": {"blur:1": {"levels": [entry(0.2, 4.0)]}}},
+        {"levels": [entry(0.9, None)], "agreement": 0.7, "distortions": {"blur:1": {"levels": [entry(0.4, None)]}}},
+        {"levels": [entry(1.0, 3.0)], "agreement": None, "distortions": {"blur:1": {"levels": [entry(0.6, None)]}}},
+    ]
+    found = mean_over_seeds(seeds)
+    (level,) = found["levels"]
+    assert level == {
+        "name": "fine",
+        "accuracy": pytest.approx(0.9),
+        "tree_distance": pytest.approx(2.5),
+        "n": 40,
+        "std": {"accuracy": pytest.approx(0.1), "tree_distance": pytest.approx(math.sqrt(0.5))},
+    }
+    assert found["agreement"] == pytest.approx(0.6)
+    (distorted,) = found["distortions"]["blur:1"]["levels"]
+    assert distorted["accuracy"] == pytest.approx(0.4)
+    assert distorted["tree_distance"] == 4.0 and distorted["std"]["tree_distance"] is None
+    assert mean_over_seeds(seeds[:1]) == seeds[0]
+
+
+def test_measuring_a_model(partly: LabelledData) -> None:
+    """The figures of metrics.json are those of the decisions, on the rows that are labelled at the level."""
+    model = small_model(partly)
+    preprocessing = Preprocessing.from_data(partly.images(np.arange(240)))
+    outputs = outputs_of(model, preprocessing, partly, Runtime.choose("cpu", "fp32"), ["negative"])
+    assert list(outputs) == ["clean", "negative"]
+    found = measure(model, outputs, partly)
+    assert [level["n"] for level in found.metrics["levels"]] == [240, 192, 120]
+    assert list(found.metrics["distortions"]) == ["negative"]
+    pixels = preprocessing.pixels(partly.images(np.arange(240)))
+    for condition, seen in (("clean", pixels), ("negative", 1 - pixels)):
+        with torch.no_grad():
+            answers = model.eval().answers(model(preprocessing.normalise(seen)))
+        levels = found.metrics["levels"] if condition == "clean" else found.metrics["distortions"]["negative"]["levels"]
+        for number, level in enumerate(LEVELS):
+            truth, p = partly.labels[:, number], answers.combined[level].numpy()
+            known = truth >= 0
+            right = (p.argmax(1) == truth)[known]
+            assert levels[number]["accuracy"] == pytest.approx(right.mean())
+            assert levels[number]["confidence"] == pytest.approx(p.max(1)[known].mean(), abs=1e-5)
+            assert (found.correct(partly, level, condition) == right).all()
+            assert found.confidence(partly, level, condition) == pytest.approx(p.max(1)[known], abs=1e-5)
+    with torch.no_grad():
+        separate = model.answers(model(preprocessing(partly.images(np.arange(240))))).separate["fine"].numpy()
+    known = partly.labels[:, 2] >= 0
+    uncombined = (separate.argmax(1) == partly.labels[:, 2])[known].mean()
+    assert found.metrics["levels_uncombined"][2]["accuracy"] == pytest.approx(uncombined)
+
+
+def test_measuring_a_flat_model(partly: LabelledData) -> None:
+    """Coarser answers are the ancestors of the finest one, or of the one of least distance; both always agree."""
+    model = small_model(partly, method="flat-marginal")
+    preprocessing = Preprocessing.from_data(partly.images(np.arange(240)))
+    outputs = outputs_of(model, preprocessing, partly, Runtime.choose("cpu", "fp32"))
+    for least_distance in (False, True):
+        found = measure(model, outputs, partly, least_distance=least_distance)
+        columns = found.decisions["clean"].columns
+        for level in LEVELS[:2]:
+            assert (columns[level] == partly.taxonomy.ancestor(level, of="fine")[columns["fine"]]).all()
+        assert found.metrics["agreement"] == found.metrics["agreement_uncombined"] == 1.0
+        assert found.metrics["levels"] == found.metrics["levels_uncombined"]

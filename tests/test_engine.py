@@ -619,7 +619,7 @@ def run_two_processes(folder: Path) -> dict[str, Any]:
     ]
     try:
         for process in running:
-            _, errors = process.communicate(timeout=240)
+            _, errors = process.communicate(timeout=120)
             assert process.returncode == 0, errors[-4000:]
     finally:
         for process in running:

@@ -307,9 +307,10 @@ def test_baselines_are_killed_too(tmp_path: Path) -> None:
 def test_a_demo_is_broken_off(number: signal.Signals, tmp_path: Path) -> None:
     """Its trainings are processes of their own, and must not outlive it."""
     arguments = ("demo", "--seeds", 1)
-    code, _, err = Process(tmp_path / "a", *arguments, before=DEMO).end() if (tmp_path / "a").mkdir() is None else ()
-    assert code == 0, err
+    (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
+    code, _, err = Process(tmp_path / "a", *arguments, before=DEMO).end()
+    assert code == 0, err
     process = Process(tmp_path / "b", *arguments, before=DEMO)
     assert process.wait_for(process.exists("seeds/0/*/metrics.jsonl"), random.uniform(0, 0.5))
     code, _, err = process.end(number)

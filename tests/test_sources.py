@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -544,6 +545,80 @@ def test_hub_from_the_converted_branch(tmp_path: Path, monkeypatch: pytest.Monke
     assert other.name == "DeveloperOats/DBPedia_Classes"
 
 
+def hub_table(path: Path, classes: list[str], codes: list[int]) -> Path:
+    """Pictures and the codes of their classes, as the hub keeps them."""
+    features = {"info": {"features": {"label": {"_type": "ClassLabel", "names": classes}}}}
+    return write_parquet(
+        path,
+        {b"huggingface": json.dumps(features).encode()},
+        image=[{"bytes": png(shade), "path": None} for shade in range(len(codes))],
+        label=codes,
+    )
+
+
+def test_hub_with_two_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SVHN: the cropped digits are meant, and not the 531,131 extra ones."""
+    folders, splits = ("cropped_digits", "full_numbers"), ("train", "test", "extra")
+    files = [f"{folder}/{split}-00000-of-00001.parquet" for folder in folders for split in splits]
+    for name in files[:2]:
+        hub_table(tmp_path / name, list("0123456789"), [3, 7, 3])
+    fake_hub(monkeypatch, tmp_path, {None: files})
+    data = load_data("svhn", "test")
+    assert data.taxonomy.levels == ("fine",)
+    assert data.labels[:, 0].tolist() == [0, 1, 0]
+    assert data.taxonomy.classes["fine"] == ("3", "7")
+    assert available_splits("svhn") == ("train", "test")
+    with pytest.raises(UsageError, match=r"several configurations"):
+        load_data("hf:ufldl-stanford/svhn")
+
+
+def test_hub_whose_test_rows_have_no_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ImageNet: its validation rows are what every paper tests on; the unlabelled ones are not even fetched."""
+    files = [f"data/{split}-00000-of-00001.parquet" for split in ("train", "validation", "test")]
+    hub_table(tmp_path / files[0], ["tench, Tinca tinca", "goldfish"], [0, 1, 0])
+    hub_table(tmp_path / files[1], ["tench, Tinca tinca", "goldfish"], [0, 1])
+    fake_hub(monkeypatch, tmp_path, {None: files})
+    assert available_splits("imagenet") == ("train", "test")
+    data = load_data("imagenet", "test")
+    assert [names(data, row) for row in (0, 1)] == [["tench, Tinca tinca"], ["goldfish"]]
+
+
+def test_hub_of_newsgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "default/train/0000.parquet"
+    write_parquet(tmp_path / name, text=["", "b"], label=[0, 5], label_text=["alt.atheism", "comp.windows.x"])
+    fake_hub(monkeypatch, tmp_path, {None: ["train.jsonl"], hub.CONVERTED: [name]})
+    data = load_data("newsgroups20", "all")
+    assert [names(data, row) for row in (0, 1)] == [["religion", "alt.atheism"], ["computers", "comp.windows.x"]]
+
+
+def test_a_set_split_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stanford Online Products: the rows of both files, so many to train, and no product that only one row tests."""
+    products = [f"product {number // 3}" for number in range(60)]
+    for split, rows in (("train", range(30)), ("test", range(30, 60))):
+        write_parquet(
+            tmp_path / "sop" / f"{split}.parquet",
+            image=[{"bytes": png(row), "path": None} for row in rows],
+            coarse=["chair" if row < 30 else "sofa" for row in rows],
+            fine=[products[row] for row in rows],
+        )
+    assert len(load_data("sop", "test", tmp_path)) == 30
+    with pytest.raises(DataError, match=r"it has 60 rows, too few to draw 80,000"):
+        load_data("sop_random", data_dir=tmp_path)
+    smaller = {**CATALOGUE, "sop_random": replace(CATALOGUE["sop_random"], num_train=40)}
+    monkeypatch.setattr("nestling.data.resolve.CATALOGUE", smaller)
+    train, test = (load_data("sop_random", split, tmp_path) for split in ("train", "test"))
+    shades = [part.inputs[:, 0, 0, 0].tolist() for part in (train, test)]
+    assert len(shades[0]) == 40
+    assert shades[0] == sorted(shades[0])
+    left = [row for row in range(60) if row not in shades[0]]
+    rest = [products[row] for row in left]
+    assert shades[1] == [row for row in left if rest.count(products[row]) > 1] != []
+    assert [names(test, row)[1] for row in range(len(test))] == [products[row] for row in shades[1]]
+    assert load_data("sop_random", data_dir=tmp_path, seed=5).inputs[:, 0, 0, 0].tolist() == shades[0]
+    with pytest.raises(StorageError, match=r"'sop_random' has no source on the hub; .*DIR holds sop/train.parquet"):
+        load_data("sop_random", data_dir=tmp_path / "nowhere")
+
+
 def test_choosing_files_of_a_repository() -> None:
     one = ["data/train-00000-of-00002-abc.parquet", "data/train-00001-of-00002-def.parquet", "data/validation.parquet"]
     assert hub.choose_files("o/n", one) == {"train": one[:2], "validation": one[2:]}
@@ -583,8 +658,11 @@ EXPECTED = {
 }
 
 
+NOT_AT_HAND = {"svhn", "sop", "sop_random", "imagenet"}
+
+
 def test_every_known_set_is_expected() -> None:
-    assert set(EXPECTED) | {"digits"} == set(CATALOGUE)
+    assert set(EXPECTED) | NOT_AT_HAND | {"digits"} == set(CATALOGUE)
 
 
 @pytest.mark.parametrize("name", EXPECTED)

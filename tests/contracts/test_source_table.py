@@ -136,10 +136,14 @@ NAMES = {
     "cifar100": (2, "uoft-cs/cifar100", None),
     "plantvillage": (3, None, None),
     "grocery": (3, None, None),
-    "newsgroups20": (2, None, None),
+    "newsgroups20": (2, "SetFit/20_newsgroups", [6, 20]),
     "tiny_imagenet32": (3, None, None),
     "dbpedia": (3, "DeveloperOats/DBPedia_Classes", None),
     "caltech101": (1, None, None),
+    "svhn": (1, "ufldl-stanford/svhn", None),
+    "sop": (2, None, None),
+    "sop_random": (2, None, None),
+    "imagenet": (1, "ILSVRC/imagenet-1k", None),
 }
 
 
@@ -160,7 +164,7 @@ def test_known_sets(name: str, tmp_path: Path) -> None:
         tree = Taxonomy.from_paths(entry.paths, entry.levels)
         assert [len(tree.classes[level]) for level in tree.levels] == classes
     if hub is None and name != "digits":
-        with pytest.raises(StorageError, match=f"{name}.*--data-dir"):
+        with pytest.raises(StorageError, match=f"{entry.of or name}.*--data-dir"):
             load_data(name, data_dir=tmp_path)
 
 

@@ -13,7 +13,7 @@ from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import compare, verdict
 from nestling.evaluate.measure import Measurement, mean_over_seeds, measure, outputs_of
-from nestling.files import write_json, write_text
+from nestling.files import write_bytes, write_json, write_text
 from nestling.provenance import provenance
 from nestling.report import render, render_card
 from nestling.report.gather import gather
@@ -79,6 +79,9 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
         seed=end.seeds[0],
         **end.about,
     )
+    if main.path is not None and main.path != end.folder.path:
+        # Where several were trained, the steps of the one that is the bundle.
+        write_bytes(end.folder.path / "metrics.jsonl", (main.path / "metrics.jsonl").read_bytes())
     write_json(end.folder.path / "metrics.json", metrics)
     write_text(end.folder.path / FINISHED, render(content))
     return metrics

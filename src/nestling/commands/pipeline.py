@@ -27,7 +27,6 @@ from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, listed
-from nestling.files import write_bytes
 from nestling.methods import recipe_class
 from nestling.methods.baselines import EndToEnd, FlatMarginal
 from nestling.methods.recipe import Recipe
@@ -115,7 +114,9 @@ class Pipeline:
 
     def check(self, train: LabelledData, validation: LabelledData | None) -> list[StagePlan]:
         """What the recipe will do with these rows. Raises whatever it cannot do, before anything is said or written."""
-        rows, _ = cut_rows(train, validation, self.seed)
+        # A plan is made of labels; the images need not be copied for it.
+        labels = replace(train, inputs=torch.empty((len(train), 1, 1, 1), dtype=torch.uint8))
+        rows, _ = cut_rows(labels, validation, self.seed)
         with torch.device("meta"):
             model = build_model(
                 train.taxonomy, train.image_shape, self.backbone, self.recipe.method, self.recipe.network()
@@ -202,8 +203,6 @@ class Pipeline:
                 "as given" if self.rate_given else f"the least validation loss ({losses})",
             )
             chosen[method] = candidates[best]
-        steps = chosen[self.recipe.method].path / "metrics.jsonl"  # type: ignore[operator]
-        write_bytes(self.folder.path / "metrics.jsonl", steps.read_bytes())
         return chosen
 
 

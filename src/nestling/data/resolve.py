@@ -131,11 +131,8 @@ def _drawn_anew(splits: Mapping[str, Rows], name: str, finest: str, num_train: i
     order = np.random.default_rng(derive(0, name)).permutation(len(every))
     classes = every.columns.get(finest, [None] * len(every))
     others = Counter(classes[row] for row in order[num_train:].tolist())
-    test = [row for row in order[num_train:].tolist() if others[classes[row]] > 1]
-    return {
-        "train": every.select(np.sort(order[:num_train])),
-        "test": every.select(np.array(sorted(test), dtype=np.int64)),
-    }
+    test = np.sort([row for row in order[num_train:].tolist() if others[classes[row]] > 1]).astype(np.int64)
+    return {"train": every.select(np.sort(order[:num_train])), "test": every.select(test)}
 
 
 def _folder(path: Path) -> Source:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from nestling.errors import UsageError, unknown
 from nestling.models.resnet import RESNETS, ResNet
 
-
 WIDEST = 2**16
 
 
