@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-QUICK = ("--backbone", "conv:4/8", "--precision", "fp32", "--set", "epochs=1", "steps_per_epoch=2", "batch_size=16")
+QUICK = (
+    *("--backbone", "conv:4/8", "--precision", "fp32", "--device", "cpu"),
+    *("--set", "epochs=1", "steps_per_epoch=2", "batch_size=16"),
+)
 """A training of a moment: its figures mean nothing."""
 
 

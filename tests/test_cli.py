@@ -415,7 +415,7 @@ def test_precedence(here: Path) -> None:
 
 def test_a_recipe_is_a_configuration(here: Path) -> None:
     succeed(*DIGITS, *QUICK, "--known", "middle=0.5,fine=0.25", "--seed", 3)
-    succeed("train", "--config", "run/recipe.toml", "--out", "again")
+    succeed("train", "--config", "run/recipe.toml", "--out", "again", "--device", "cpu")
     assert recipe("again") == recipe("run")
     assert (here / "again/model/model.safetensors").read_bytes() == (here / "run/model/model.safetensors").read_bytes()
     succeed("train", "--config", "run/recipe.toml", "--out", "run")

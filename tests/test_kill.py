@@ -55,7 +55,8 @@ demo.recipes = lambda: {name: replace(recipe, epochs=2, steps_per_epoch=60) for 
 
 STEPS_PER_EPOCH = 25
 TRAIN = (
-    *("train", "digits", "--backbone", "conv:4/8", "--precision", "fp32", "--known", "middle=0.5,fine=0.3"),
+    *("train", "digits", "--backbone", "conv:4/8", "--precision", "fp32", "--device", "cpu"),
+    *("--known", "middle=0.5,fine=0.3"),
     *(
         "--set",
         "epochs=[2,2,4]",
@@ -284,7 +285,8 @@ def test_a_second_signal_does_not_wait(numbers: list[int], code: int, printed: s
 
 
 BASELINES = (
-    *("train", "digits", "--baselines", "--backbone", "conv:4/8", "--precision", "fp32", "--known", "fine=0.3"),
+    *("train", "digits", "--baselines", "--backbone", "conv:4/8", "--precision", "fp32", "--device", "cpu"),
+    *("--known", "fine=0.3"),
     *("--set", "epochs=1", "steps_per_epoch=20", "batch_size=16", "optimizer.lr=0.01"),
 )
 

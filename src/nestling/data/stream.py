@@ -16,7 +16,6 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -39,9 +38,7 @@ def choose_workers(asked: int | None = None) -> tuple[int, str]:
     """How many workers decode, and why; ``asked`` is None for the automatic choice. Raises UsageError below 0."""
     if asked is not None:
         if asked < 0:
-            raise UsageError(
-                f"the number of workers must be at least 0, got {asked}: leave it out for an automatic choice"
-            )
+            raise UsageError(f"the number of workers must be at least 0, got {asked}: leave it out, and it is chosen")
         return asked, "as given"
     try:
         cores = len(os.sched_getaffinity(0))
@@ -58,7 +55,7 @@ class Ahead:
 
     Gives uint8 (b, c, h, w) for each of ``batches``, int64 row numbers (b,), which are asked for as workers come to
     them. Without workers each batch is decoded when it is wanted. Raises ``DataError`` naming a picture that cannot be
-    read and, at whatever point of the block it is noticed, ``NestlingError`` where a worker died.
+    read, and ``NestlingError`` where a worker died.
     """
 
     def __init__(self, images: LazyImages, batches: Iterable[np.ndarray], workers: int) -> None:
@@ -68,45 +65,48 @@ class Ahead:
     def __enter__(self) -> Self:
         return self
 
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Tensor:
-        if not self.workers:
-            return self.images.take(next(self.batches))
+        if self.workers and self.loader is None:
+            self._start()
         if self.loader is None:
-            self.loader = self._start()
-        found = next(self.loader)
+            return self.images.take(next(self.batches))
+        try:
+            found = next(self.loader)
+        # A worker that died is seen by torch, or by a connection that breaks off.
+        except (EOFError, OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith(("DataLoader worker", "Too many open")):
+                raise
+            raise NestlingError(
+                "a worker that decodes pictures died, most often for lack of memory: give fewer --workers (with 0 the "
+                f"training decodes them itself), or a smaller batch_size ({_one_line(error)})"
+            ) from error
         if isinstance(found, _Unreadable):
             name = self.images.items[found.row]
             raise DataError(f"{name}{found.reason}; --on-bad-image skip leaves such pictures out")
         if isinstance(found, NestlingError):
             raise found
-        return torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+        return found
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-        # torch notices a dead worker in a signal handler, and so anywhere in the block.
-        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
-            raise NestlingError(
-                "a worker that decodes pictures died, most often for lack of memory: give fewer --workers (with 0 "
-                f"the training decodes them itself), or a smaller batch_size ({' '.join(str(error).split())})"
-            ) from error
-
-    def _start(self) -> Iterator[Any]:
+    def _start(self) -> None:
         first = next(self.batches)
-        num_bytes = len(first) * int(np.prod(self.images.shape[1:])) * self.workers * PREFETCH
-        decoder = _Decoder(self.images.inputs, self.images.size, self.images.channels, _fits_shared_memory(num_bytes))
+        self.batches = chain([first], self.batches)
+        if not has_room(self.images, len(first), self.workers):
+            self.workers = 0
+            return
         with warnings.catch_warnings():
             # torch warns of more workers than cores, and Python of a fork beside other threads: the workers touch
             # neither a lock that one of ours may hold nor the device.
             warnings.simplefilter("ignore")
             loader = DataLoader(
-                decoder,  # type: ignore[arg-type]
+                _Decoder(self.images.inputs, self.images.size, self.images.channels),  # type: ignore[arg-type]
                 batch_size=None,
-                sampler=chain([first], self.batches),  # type: ignore[arg-type]
+                sampler=self.batches,  # type: ignore[arg-type]
                 num_workers=self.workers,
                 prefetch_factor=PREFETCH,
                 collate_fn=_as_it_is,
@@ -117,11 +117,14 @@ class Ahead:
                 generator=torch.Generator(),
             )
             try:
-                return iter(loader)
-            except OSError as error:
+                self.loader = iter(loader)
+            except (OSError, RuntimeError) as error:
                 raise NestlingError(
-                    f"cannot start {self.workers} workers ({error.strerror or error}): give fewer --workers"
+                    f"cannot start {self.workers} workers ({_one_line(error)}): give fewer --workers"
                 ) from error
+        # Else torch's signal handler would raise wherever the training just is, in a finaliser for one.
+        _remove_worker_pids(id(self.loader))
+        self.loader._worker_pids_set = False  # type: ignore[attr-defined]
 
     def close(self) -> None:
         """End the workers, whatever they are doing: they hold nothing that would have to be put away."""
@@ -129,8 +132,7 @@ class Ahead:
         if loader is None or loader._shutdown:
             return
         # torch's own way out waits for each worker, and for ever where one died with a lock in its hand.
-        _remove_worker_pids(id(loader))
-        loader._worker_pids_set, loader._shutdown = False, True
+        loader._shutdown = True
         for worker in loader._workers:
             worker.kill()
         for worker in loader._workers:
@@ -138,6 +140,17 @@ class Ahead:
         for queue in loader._index_queues:
             queue.cancel_join_thread()
             queue.close()
+
+
+def has_room(images: LazyImages, num_rows: int, workers: int) -> bool:
+    """Whether the batches of so many workers fit into shared memory. A container often has 64 MiB of it, and a worker
+    that writes where there is none is killed."""
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return True
+    num_bytes = num_rows * int(np.prod(images.shape[1:])) * workers * (PREFETCH + 1)
+    return 2 * num_bytes < status.f_bavail * status.f_frsize
 
 
 def in_parts(images: LazyImages, rows: np.ndarray, workers: int, num_rows: int = 256) -> Iterator[Tensor]:
@@ -155,10 +168,10 @@ class _Unreadable(NamedTuple):
 class _Decoder:
     """What a worker knows: where the pictures are, and how large they shall be. Their names stay behind."""
 
-    def __init__(self, inputs: Inputs, size: tuple[int, int], channels: int, shared: bool) -> None:
-        self.inputs, self.size, self.channels, self.shared = inputs, size, channels, shared
+    def __init__(self, inputs: Inputs, size: tuple[int, int], channels: int) -> None:
+        self.inputs, self.size, self.channels = inputs, size, channels
 
-    def __getitem__(self, rows: np.ndarray) -> Tensor | np.ndarray | _Unreadable | NestlingError:
+    def __getitem__(self, rows: np.ndarray) -> Tensor | _Unreadable | NestlingError:
         # What is raised in a worker comes out with its traceback as the message.
         try:
             raws = self.inputs.read(rows)
@@ -170,20 +183,16 @@ class _Decoder:
                 pixels[place] = decode(raw, self.size, self.channels, "")
             except DataError as error:
                 return _Unreadable(int(rows[place]), str(error))
-        return torch.from_numpy(pixels) if self.shared else pixels
+        return torch.from_numpy(pixels)
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _fits_shared_memory(num_bytes: int) -> bool:
-    """Whether batches may come in shared memory; a container's is often 64 MiB, and a worker dies where it is full."""
-    try:
-        status = os.statvfs("/dev/shm")
-    except OSError:
-        return True
-    return 2 * num_bytes < status.f_bavail * status.f_frsize
+def _one_line(error: BaseException) -> str:
+    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _begin(_worker: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.images import LazyImages
 from nestling.data.loader import DeviceData
 from nestling.data.split import cut
-from nestling.data.stream import in_parts
+from nestling.data.stream import has_room, in_parts
 from nestling.data.transforms import Preprocessing
 from nestling.engine.checkpoint import Checkpoints, pick
 from nestling.engine.log import Reporter
@@ -120,6 +120,11 @@ def fit(
     shape = data.image_shape
     sample = np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).round().astype(np.int64)
     lazy = train.inputs if isinstance(train.inputs, LazyImages) else None
+    why = runtime.reasons["workers"]
+    if lazy is None:
+        why = "the pictures are in memory"
+    elif not has_room(lazy, recipe.batch_size, runtime.workers):
+        runtime, why = replace(runtime, workers=0), "shared memory, /dev/shm, has no room for their batches"
     preprocessing = Preprocessing.from_data(
         train.images(sample) if lazy is None else in_parts(lazy, sample, runtime.workers)
     )
@@ -129,8 +134,7 @@ def fit(
     engine = Engine(recipe, model, train, validation, out, seed, runtime, preprocessing, reporter)
     engine.decide("device", str(runtime.device), runtime.reasons["device"])
     engine.decide("precision", runtime.precision, runtime.reasons["precision"])
-    why = runtime.reasons["workers"] if lazy is not None else "the pictures are in memory"
-    engine.decide("workers", runtime.workers if lazy is not None else 0, why)
+    engine.decide("workers", 0 if lazy is None else runtime.workers, why)
     engine.decide(
         "backbone",
         model.config["backbone"],
