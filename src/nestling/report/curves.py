@@ -145,7 +145,7 @@ def training(content: Content) -> Figure | None:
         stages, starts = line_up(group)
         y = (len(runs) - 1 - i) * block + 0.5
         for shown, x, label in (
-            ([n for n in looks if is_loss(n)], left, "loss"),
+            ([n for n in looks if is_loss(n)], left, "loss (nats)"),
             (rates, left + width + gap, "validation accuracy (%)"),
         ):
             if not shown:
