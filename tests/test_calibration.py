@@ -14,12 +14,20 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 
+from nestling.data.dataset import LabelledData
+from nestling.engine.predict import accuracy_per_level
 from nestling.errors import UsageError
+from nestling.methods.calibrate import fit_temperatures
+from nestling.methods.recipe import Context
+from nestling.models.model import Outputs
 from nestling.objectives.calibration import (
     expected_calibration_error,
     fit_temperature,
     uniform_on_positive_sphere,
 )
+from nestling.objectives.terms import CrossEntropy
+from nestling.taxonomy import Taxonomy
+from small import small_model
 
 
 def scored(rows: int, scale: float, seed: int = 0, width: int = 5) -> tuple[Tensor, Tensor]:
@@ -164,6 +172,55 @@ def test_probabilities_of_zero_do_not_decide_alone() -> None:
     logits[0, labels[0]] = -torch.inf
     fit = fit_temperature(logits, labels)
     assert math.isfinite(fit.temperature) and fit.nll_after is not None and math.isfinite(fit.nll_after)
+
+
+def test_a_rejection_column_counts_in_the_likelihood_alone() -> None:
+    """By hand: half of the rows are rejected, with odds 2:1 among the real columns, where 3 of 4 are right."""
+    logits = torch.tensor([[2.0, 1.0, 3.0]]).log().expand(400, 3)
+    labels = (torch.arange(400) % 4 == 0).long()
+    fit = fit_temperature(logits, labels, num_real=2)
+    assert "400 rows with 100 errors" in fit.reason
+    assert fit.nll_before == pytest.approx(-(0.75 * math.log(2 / 6) + 0.25 * math.log(1 / 6)))
+    assert fit.ece_before == pytest.approx(0.75 - 2 / 6)
+    assert "with 400 errors" in fit_temperature(logits, labels).reason
+    with pytest.raises(UsageError, match="expected labels below 2, the number of real columns; got 2"):
+        fit_temperature(logits, labels + 1, num_real=2)
+    for wrong in (0, 4):
+        with pytest.raises(UsageError, match=f"num_real from 1 to 3, the width of the logits; got {wrong}"):
+            fit_temperature(logits, labels, num_real=wrong)
+
+
+def test_rows_that_end_above_a_level_do_not_count_there() -> None:
+    """``b`` ends at the coarse level: its column at the fine one passes through, and is no class to be right about."""
+    taxonomy = Taxonomy.from_paths(["a/x", "a/y", "b"])
+    fine = taxonomy.levels[-1]
+    assert (taxonomy.num_classes(fine), taxonomy.width(fine)) == (2, 3)
+    labels = torch.from_numpy(taxonomy.columns(taxonomy.encode([["a", "x"], ["a", "y"], ["b"]]))).repeat(200, 1)
+    right = F.one_hot(labels[:, 1], 3).float()
+    right[1::3] = right[0]
+    found = accuracy_per_level({fine: right, taxonomy.levels[0]: right[:, [0, 2]]}, labels, taxonomy)
+    assert found == {fine: 0.5, taxonomy.levels[0]: 1.0}
+    data = LabelledData(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), taxonomy.encode(["a/x", "a/y", "b"]), taxonomy)
+    model = small_model(data)
+    model.calibration.add_rejection()
+    noted: dict[str, str] = {}
+    outputs = Outputs(
+        {level: 9 * F.one_hot(labels[:, i], taxonomy.width(level)).float() for i, level in enumerate(taxonomy.levels)},
+        {level: torch.rand(600, model.calibration.sizes[level][0]) for level in taxonomy.levels},
+        torch.zeros(600, 8),
+    )
+    context = Context(
+        model=model,
+        objective=1.0 * CrossEntropy(fine),
+        train=data,
+        validation=data,
+        predict=lambda _: (outputs, labels),
+        note=lambda name, _, reason: noted.update({name: reason}),
+    )
+    fit_temperatures(context)
+    assert "on 400 rows with 0 errors" in noted[f"temperature of {fine}"]
+    assert "on 400 rows" in noted[f"temperature of {fine} with rejection"]
+    assert "on 600 rows with 0 errors" in noted[f"temperature of {taxonomy.levels[0]}"]
 
 
 def test_temperature_refuses_what_it_cannot_use() -> None:

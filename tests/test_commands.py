@@ -20,9 +20,10 @@ import torch
 from PIL import Image
 
 from nestling import from_pretrained
-from nestling.commands import demo
-from nestling.errors import DataError, UsageError
+from nestling.commands import demo, pipeline
+from nestling.errors import DataError, DivergedError, UsageError
 from nestling.evaluate.predictor import Predictor
+from nestling.methods import Recipe
 from running import FOUR, QUICK, Done, everything, nestling, picture, pixels, refuse, succeed, table, tree
 
 LEVEL = {"name", "accuracy", "confidence", "overconfidence", "ece", "tree_distance", "n"}
@@ -238,6 +239,35 @@ def test_baselines(tmp_path: Path) -> None:
     assert "\nlr = " not in (run / "recipe.toml").read_text(encoding="utf-8").split("[derived")[0]
     again = succeed("train", "--config", run / "recipe.toml", "--out", run)
     assert "is finished" in again.err
+
+
+def test_baselines_choose_their_own_rate_on_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rate that is given is the method's own; a rate at which a rival diverges is left out."""
+    original = pipeline.fit
+
+    def fit(recipe: Recipe, *arguments: Any, **options: Any) -> Any:
+        if recipe.method == "end-to-end" and recipe.optimizer.lr == 3e-3:
+            raise DivergedError("the loss is not finite")
+        return original(recipe, *arguments, **options)
+
+    monkeypatch.setattr(pipeline, "fit", fit)
+    run = tmp_path / "run"
+    given = ("--set", "optimizer.lr=0.03", "skips=false")
+    succeed("train", "digits", "--baselines", "--known", "fine=0.3", "--out", run, *QUICK, *given)
+    shown = succeed("show", run).out
+    assert "learning rate of nested: 0.03 (as given)" in shown
+    assert shown.count("the least validation loss (0.001: ") == 2 and "0.003: diverged" in shown
+    for method in ("end-to-end-0.01", "flat-marginal-0.01"):
+        assert "skips = false" in (run / "methods" / method / "recipe.toml").read_text(encoding="utf-8")
+
+
+def test_no_validation_row_is_labelled(tmp_path: Path) -> None:
+    """One label of each class, which all go to training: the last epoch is kept, and nothing is compared."""
+    run = tmp_path / "run"
+    succeed("train", "digits", "--known", "coarse=0.0075", "--baselines", "--out", run, *QUICK)
+    metrics = figures(run)
+    assert metrics["validation"]["validation loss"] is None
+    assert "no validation row is labelled to choose by" in succeed("show", run).out
 
 
 # predict

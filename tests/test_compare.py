@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,6 +78,20 @@ def test_gap_interval_is_the_same_again() -> None:
     ours, theirs = random_excess((1, 3, 30), 0.1, 1), random_excess((1, 3, 30), 0.0, 2)
     assert gap_interval(ours, theirs) == gap_interval(ours, theirs)
     assert gap_interval(ours, theirs, seed=1) != gap_interval(ours, theirs)
+
+
+def test_gap_interval_needs_no_room_for_all_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 draws of 200,000 rows are 160 MB as one matrix; whatever the chunks, the interval is the same."""
+    ours, theirs = random_excess((1, 1, 200_000), 0.1, 1), random_excess((1, 1, 200_000), 0.0, 2)
+    tracemalloc.start()
+    gap_interval(ours, theirs, draws=200)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40e6
+    ours, theirs = random_excess((2, 3, 40), 0.1, 1), random_excess((2, 3, 40), 0.0, 2)
+    whole = gap_interval(ours, theirs)
+    monkeypatch.setattr("nestling.evaluate.compare.AT_ONCE", 7 * 4 * 40)
+    assert gap_interval(ours, theirs) == pytest.approx(whole, abs=1e-6)
 
 
 def test_wider_levels_give_wider_intervals() -> None:

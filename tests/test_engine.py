@@ -284,6 +284,25 @@ def test_the_best_epoch_is_restored(scores: list[float], mode: str, best: int, t
     assert [record["epoch"] for record in run.history] == [1, 2, 3, 4]
 
 
+def test_a_model_fitted_again_begins_without_its_calibration(toy_data: LabelledData, tmp_path: Path) -> None:
+    """Epochs are chosen by what is trained now; a resume, which is given the same model, finds the same."""
+
+    def given() -> Model:
+        model = small_model(toy_data)
+        model.calibration.add_rejection()
+        model.config["rejection"] = True
+        for level in model.calibration.heads:
+            model.calibration.set_temperatures(level, 7.0, 5.0)
+        return model
+
+    fresh = quick(RECIPES["end-to-end"], toy_data, model=small_model(toy_data))
+    for _ in range(2):
+        again = quick(RECIPES["end-to-end"], toy_data, tmp_path / "run", model=given())
+        assert_same_weights(again.model, fresh.model)
+        assert again.history == fresh.history
+        assert again.model.config["rejection"] is False
+
+
 def test_without_a_choice_the_last_epoch_is_kept(toy_data: LabelledData) -> None:
     seen: list[dict[str, Tensor]] = []
     hook = {"after_epoch": lambda context: seen.append(weights(context.model))}

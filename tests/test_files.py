@@ -219,6 +219,56 @@ def test_a_folder_broken_off_leaves_the_old_one(number: int, tmp_path: Path, mon
     assert listing(tmp_path) == ["f"]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "f", {"x": b"old"})
+    calls, real = 0, os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(files.os, "replace", replace)
+    with pytest.raises(StorageError, match="Input/output error"):
+        write_folder(tmp_path / "f", {"x": b"new"})
+    assert contents(tmp_path / "f") == {"x": b"old"}
+    assert listing(tmp_path) == ["f"]
+
+
+REPLACED = """
+    import os, sys
+    from pathlib import Path
+    from nestling import files
+
+    calls, real = 0, os.replace
+    def replace(source, target):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[2]):
+            os._exit(9)
+        real(source, target)
+    files.os.replace = replace
+    files.write_folder(Path(sys.argv[1]), {"x": b"new"})
+"""
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_kill_between_the_renames_loses_no_folder(call: int, tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "f"
+    write_folder(target, {"x": b"old"})
+    assert run_python(REPLACED, str(target), str(call)).returncode == (9 if call < 3 else 0)
+    assert target.exists() == (call != 2)
+    remove_leftovers(tmp_path)
+    assert contents(target) == {"x": b"old" if call < 3 else b"new"}
+    assert listing(tmp_path / "deep") == ["f"]
+
+
 def test_leftovers_are_removed_wherever_they_are(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / f"{TEMPORARY}file").write_text("x")

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "src" / "nestling"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 TAXONOMY = {"taxonomy", "tree", "tree_files", "audit"}
-BASE = TAXONOMY | {"errors", "seeds", "files", "interrupt", "collective", "config"}
+BASE = TAXONOMY | {"errors", "seeds", "files", "interrupt", "collective", "config", "cores"}
 CORE = BASE | {"data", "models", "objectives"}
 FITTED = CORE | {"engine", "methods.recipe", "evaluate"}
 
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     "interrupt": {"errors"},
     "collective": {"errors"},
+    "cores": set(),
     "config": {"errors", "files"},
     **dict.fromkeys(TAXONOMY, TAXONOMY | {"errors", "files"}),
     "data": BASE,

@@ -269,19 +269,45 @@ interrupt.install()
 with interrupt.deferred():
     for number in {numbers}:
         os.kill(os.getpid(), number)
-    print(interrupt.received())
+    print(interrupt.received(), flush=True)
+print("went on")
 """
 
 
 @pytest.mark.parametrize(
     ("numbers", "code", "printed"),
-    [([2], 0, "2\n"), ([15], 0, "15\n"), ([2, 15], 0, "2\n"), ([2, 2], 130, ""), ([2, 15, 15], 143, "")],
+    [([2], 130, "2\n"), ([15], 143, "15\n"), ([2, 15], 130, "2\n"), ([2, 2], 130, ""), ([2, 15, 15], 143, "")],
 )
 def test_a_second_signal_does_not_wait(numbers: list[int], code: int, printed: str) -> None:
-    """Ctrl-C reaches a run's processes all at once, and the first tells the others: that is no second Ctrl-C."""
+    """Ctrl-C reaches a run's processes all at once, and the first tells the others: that is no second Ctrl-C.
+
+    A first one that nobody obeyed ends the process where the block does.
+    """
     command = [sys.executable, "-c", TWICE.format(numbers=numbers)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (code, printed), done.stderr
+
+
+OBEYED = """
+import os, signal, sys
+from nestling import interrupt
+from nestling.errors import Interrupted
+interrupt.install()
+try:
+    with interrupt.deferred():
+        with interrupt.deferred():
+            os.kill(os.getpid(), 15)
+        raise Interrupted(interrupt.received(), "saved")
+except Interrupted as error:
+    print("obeyed")
+    sys.exit(error.exit_code)
+"""
+
+
+def test_an_obeyed_signal_ends_nothing_twice() -> None:
+    """Nor does an inner block end the process, before the outer one has obeyed."""
+    done = subprocess.run([sys.executable, "-c", OBEYED], capture_output=True, text=True, check=False, timeout=LIMIT)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "obeyed\n", "")
 
 
 BASELINES = (

@@ -39,6 +39,15 @@ def test_every_row_once_an_epoch(num_rows: int, batch_size: int, epoch: int, key
     assert all((draws == epoch).all() for _, draws in batches)
 
 
+def test_edges_are_those_of_linspace() -> None:
+    """Bit for bit, for runs that were begun when the edges were computed so."""
+    for num_rows in [*range(1, 130), 1437, 8191, 50_000, 60_000, 99_999]:
+        for batch_size in {1, 2, 3, 7, 16, 48, 256, num_rows}:
+            order = RowOrder(np.zeros(num_rows), batch_size, "rows", None, 0)
+            expected = np.linspace(0, num_rows, order.steps + 1).round().astype(int)
+            assert [order._edge(step) for step in range(order.steps + 1)] == expected.tolist()
+
+
 def test_the_order_changes_with_epoch_and_key() -> None:
     order, other = (RowOrder(np.zeros(50), 10, "rows", None, key) for key in (1, 2))
     first = epoch_of(order, 0)

@@ -261,6 +261,25 @@ def test_models_that_cannot_be_built(arguments: dict, message: str) -> None:
         build_model(**{"taxonomy": DIGITS, "input_shape": (1, 8, 8), **arguments})
 
 
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("conv:" + "-".join(["1"] * 256), True),
+        ("conv:" + "-".join(["1"] * 257), False),
+        ("conv:" + "0" * 994 + "1", True),
+        ("conv:" + "0" * 995 + "1", False),
+        ("conv:" + "1-" * 10**6, False),
+    ],
+)
+def test_a_backbones_name_is_bounded(name: str, good: bool) -> None:
+    if good:
+        build_backbone(name, (1, 8, 8))
+        return
+    with pytest.raises(UsageError, match="expected at most 1000 and 256") as raised:
+        build_backbone(name, (1, 8, 8))
+    assert len(str(raised.value)) < 300
+
+
 def test_norm_none_has_biases_in_place_of_norms() -> None:
     model = seeded(DIGITS, (1, 8, 8), options=NetworkOptions(norm="none"))
     assert not [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]

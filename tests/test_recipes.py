@@ -112,13 +112,12 @@ def test_epochs_of_trees_of_any_depth(data: LabelledData) -> None:
         return [stage.epochs for stage in Nested(calibration="none", **changes).stages(model, made)]
 
     assert epochs(3, epochs=(4, 5, 6)) == [4, 5, 6]
-    assert epochs(1, epochs=(4, 5, 6)) == [6]
-    assert epochs(2, epochs=(4, 5, 6)) == [4, 6]
-    assert epochs(5, epochs=(4, 5, 6)) == [4, 4, 4, 4, 6]
+    assert [epochs(depth) for depth in (1, 2, 3, 5)] == [[60], [3, 60], [3, 3, 60], [3, 3, 3, 3, 60]]
     assert epochs(5, epochs=(1, 2, 3, 4, 5)) == [1, 2, 3, 4, 5]
     assert epochs(2, epochs=9) == [9, 9]
-    with pytest.raises(UsageError, match="epochs has 4 values for 2 stages"):
-        epochs(2, epochs=(1, 2, 3, 4))
+    for wrong in ((1, 2, 3, 4), (1, 2, 3)):
+        with pytest.raises(UsageError, match=f"epochs has {len(wrong)} values for 2 stages"):
+            epochs(2, epochs=wrong)
 
 
 def test_a_pass_is_over_the_rows_of_the_level(data: LabelledData) -> None:

@@ -16,11 +16,13 @@ from torch import Tensor
 from nestling import files
 from nestling.data.dataset import LabelledData
 from nestling.engine import runtime
-from nestling.engine.fit import Run
+from nestling.engine.fit import Run, fit
 from nestling.engine.stage import LOG_EVERY, StageRun
-from nestling.errors import BusyError, Interrupted, StorageError, UsageError
+from nestling.errors import BusyError, DataError, Interrupted, StorageError, UsageError
 from nestling.files import RunLock, read_lines
+from nestling.methods.baselines import EndToEnd
 from nestling.methods.recipe import Context, Optimizer, Recipe, Select, Stage
+from nestling.models.build import build_model
 from nestling.models.model import Model
 from nestling.objectives.terms import CrossEntropy
 from small import (
@@ -100,6 +102,17 @@ def test_stopped_by_signals(
     assert len(ends) >= 3, "hardly a test: the run was stopped less than three times"
     assert watch.taken == steps, "a signal saves, so that every step is taken once"
     assert_same_run(run, whole)
+
+
+def test_a_signal_during_a_replay_stops_the_run(
+    data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the stage that was being replayed, not after the next one that is trained."""
+    train("nested", data, tmp_path / "run")
+    watch = Watch(monkeypatch)
+    watch.stop_at = 0
+    with pytest.raises(Interrupted, match="stopped by signal 15 after stage coarse"):
+        train("nested", data, tmp_path / "run")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -503,8 +516,22 @@ def test_another_method_and_other_rows_are_refused(
     stopped(data, tmp_path / "run", monkeypatch)
     with pytest.raises(UsageError, match=r"method: end-to-end there, flat-marginal now"):
         train("flat-marginal", data, tmp_path / "run")
-    with pytest.raises(UsageError, match=r"was begun with other rows \(192 training"):
-        train("end-to-end", data.subset(range(200)), tmp_path / "run")
+    relabelled = data.keep({"fine": 0.5}, seed=1)
+    for other in (data.subset(range(200)), relabelled):
+        with pytest.raises(DataError, match=r"the training data are not those that the run .* was begun with"):
+            train("end-to-end", other, tmp_path / "run")
+
+
+def test_other_first_weights_are_refused(data: LabelledData, tmp_path: Path) -> None:
+    def begin(seed: int) -> None:
+        torch.manual_seed(seed)
+        model = build_model(data.taxonomy, data.image_shape, "conv:4/8", "end-to-end")
+        fit(EndToEnd(epochs=1, steps_per_epoch=1), data, model, tmp_path / "run", device="cpu", verbose=False)
+
+    begin(0)
+    begin(0)
+    with pytest.raises(DataError, match=r"the first weights are not those that the run .* was begun with"):
+        begin(1)
 
 
 def test_a_folder_of_something_else_is_refused(data: LabelledData, tmp_path: Path) -> None:

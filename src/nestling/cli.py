@@ -36,7 +36,7 @@ class SourceOptions:
     """A taxonomy file: JSON as in a bundle, or CSV edges parent,child."""
     qualify_names: bool = False
     """Tell classes of one name under two parents apart by path: a/x and b/x."""
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: Literal["error", "skip"] | None = None
     """An image that cannot be read: stop with its name, or leave it out and list it."""
 
     @property
@@ -77,8 +77,8 @@ class Train(SourceOptions):
     """Train end-to-end and flat + marginal too, choose every learning rate on validation rows, and compare."""
     seed: int | None = None
     """Of weights, order and augmentation; 0 by default."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto is bf16 where the processor is fast at it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    """auto (the default) is bf16 where the processor is fast at it, else fp32."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int | None = None

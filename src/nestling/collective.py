@@ -37,6 +37,15 @@ def all_sum(value: Tensor) -> Tensor:
     return total
 
 
+def all_max(values: list[int], device: torch.device) -> list[int]:
+    """The largest of each value over all processes, which exchange them on ``device``."""
+    if not is_distributed():
+        return values
+    largest = torch.tensor(values, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
 @torch.no_grad()
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
     """Overwrite every tensor, in place, with that of rank 0."""

@@ -22,6 +22,8 @@ from typing import IO, Any
 from nestling.errors import BusyError, StorageError
 
 TEMPORARY = ".nestling-tmp-"
+ASIDE = TEMPORARY + "old-"
+"""Holds, under its own name, a folder that is being replaced; what mkdtemp appends to TEMPORARY has no hyphen."""
 
 
 def storage_error(action: str, path: Path | str, error: OSError) -> StorageError:
@@ -105,10 +107,15 @@ def write_folder(path: Path | str, contents: Mapping[str, bytes]) -> None:
         temporary.chmod(0o777 & ~_umask())
         if path.exists():
             # A folder cannot replace one that is not empty: the old one steps aside first.
-            old = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
-            os.replace(path, old / "old")
-            os.replace(temporary, path)
-            shutil.rmtree(old, ignore_errors=True)
+            aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=path.parent))
+            try:
+                os.replace(path, aside / path.name)
+                os.replace(temporary, path)
+            except BaseException:
+                with suppress(OSError):
+                    _put_back(aside)
+                raise
+            shutil.rmtree(aside, ignore_errors=True)
         else:
             os.replace(temporary, path)
         temporary = None
@@ -121,12 +128,28 @@ def write_folder(path: Path | str, contents: Mapping[str, bytes]) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that a killed process left in ``folder`` and below; only for who holds its lock."""
-    for leftover in folder.rglob(TEMPORARY + "*"):
-        if leftover.is_dir():
+    """Delete the temporary files that a killed process left in ``folder`` and below; only for who holds its lock.
+
+    A folder that had stepped aside for one that never came is put back. Raises StorageError where it cannot be.
+    """
+    for leftover in list(folder.rglob(TEMPORARY + "*")):
+        if leftover.is_dir() and leftover.name.startswith(ASIDE):
+            try:
+                _put_back(leftover)
+            except OSError as error:
+                raise storage_error("restore", leftover, error) from error
+        elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _put_back(aside: Path) -> None:
+    for kept in list(aside.iterdir()):
+        target = aside.parent / kept.name
+        if not target.exists():
+            os.replace(kept, target)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _umask() -> int:

@@ -26,6 +26,10 @@ def _handle(number: int, _frame: object) -> None:
     if _deferred and number not in _received:
         _received.append(number)
         return
+    _end(number)
+
+
+def _end(number: int) -> None:
     with suppress(OSError):
         os.write(2, f"nestling: stopped by {signal.Signals(number).name}\n".encode())
     os._exit(128 + number)
@@ -33,7 +37,10 @@ def _handle(number: int, _frame: object) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside the block a first signal is only noted, for ``received`` to report; the same again ends the process."""
+    """Inside the block a first signal is only noted, for ``received`` to report; the same again ends the process.
+
+    Who obeys it leaves the outermost block by an error; where that ends as if nothing had come, so does the process.
+    """
     global _deferred
     if not _deferred:
         _received.clear()
@@ -42,6 +49,8 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _deferred -= 1
+    if _received and not _deferred:
+        _end(_received[0])
 
 
 def received() -> int | None:

@@ -54,10 +54,8 @@ def demo(command: Demo) -> int:
         from nestling.config import to_dict
 
         chosen = recipes()
-        given = {"source": SOURCE, "method": "nested", "seed": 0, "seeds": command.seeds, "known": KNOWN} | to_dict(
-            chosen["nested"]
-        )
-        begun = folder.open(given)
+        given = {"source": SOURCE, "method": "nested", "seed": 0, "seeds": command.seeds, "known": KNOWN}
+        begun = folder.open(given | {"precision": PRECISION} | to_dict(chosen["nested"]))
         if begun and (out / FINISHED).exists():
             say(f"{out} is finished: nestling show {out} prints it")
         else:
@@ -88,6 +86,8 @@ def work(folder: RunFolder, chosen: dict[str, Recipe], seeds: list[int], began: 
         method: [fit_one(recipe, seed, folder.path / "seeds" / str(seed) / method) for seed in seeds]
         for method, recipe in chosen.items()
     }
+    for decision in runs["nested"][0].decisions:
+        folder.derive(*decision)
     test = load("test")
     save_examples(test, folder.path / "examples")
     end = Finish(
@@ -100,7 +100,7 @@ def work(folder: RunFolder, chosen: dict[str, Recipe], seeds: list[int], began: 
         device="cpu",
         about={"known": KNOWN},
         notes=test.notes,
-        seconds=time.monotonic() - began,
+        began=began,
     )
     metrics = finish(end, DISTORTIONS)
     for name, entry in {"nested": metrics, **metrics["methods"]}.items():

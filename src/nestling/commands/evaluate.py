@@ -46,7 +46,7 @@ def evaluate(command: Evaluate) -> int:
             image_size=size,
             channels=bundle.preprocessing.channels,
             qualify_names=command.qualify_names,
-            on_bad_image=command.on_bad_image,
+            on_bad_image=command.on_bad_image or "error",
             seed=bundle.config.get("seed", 0),
         )
     except UsageError as error:

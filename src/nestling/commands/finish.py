@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,8 @@ class Finish:
     about: Mapping[str, Any]
     """What the bundle remembers of the options."""
     notes: Sequence[str]
-    seconds: float
+    began: float
+    """``time.monotonic()`` at the beginning of this process's work."""
 
 
 def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def summarise(end: Finish, measurements: Mapping[str, Sequence[Measurement]]) ->
             for number, seed in enumerate(end.seeds)
         ]
     validation = [run.metrics for run in end.runs[end.method]]
-    return metrics | {"validation": validation[0]} | provenance(end.method, end.seeds[0], end.seconds)
+    return metrics | {"validation": validation[0]} | provenance(end.method, end.seeds[0], time.monotonic() - end.began)
 
 
 def default_distortions(side: int) -> list[str]:

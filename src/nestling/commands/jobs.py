@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from nestling import interrupt
+from nestling.cores import num_cores
 from nestling.errors import Interrupted, NestlingError
 
 
@@ -32,7 +33,7 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> None:
     A signal is passed on to the jobs, which save and stop; then Interrupted is raised.
     """
     context = multiprocessing.get_context("spawn")
-    workers = max(min(workers or len(os.sched_getaffinity(0)), len(jobs)), 1)
+    workers = max(min(workers or num_cores(), len(jobs)), 1)
     failed: NestlingError | None = None
     with interrupt.deferred():
         running: list[BaseProcess] = [context.Process(target=_work, args=(jobs[i::workers],)) for i in range(workers)]
@@ -53,10 +54,10 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> None:
                             f"a training ended with exit code {process.exitcode}; what was trained is kept"
                         )
                         failed.exit_code = process.exitcode if process.exitcode in (2, 3, 4, 5, 6) else 1
-    if stopped := interrupt.received():
-        raise Interrupted(
-            stopped, f"stopped by {signal.Signals(stopped).name}; saved: the same command goes on from here"
-        )
+        if stopped := interrupt.received():
+            raise Interrupted(
+                stopped, f"stopped by {signal.Signals(stopped).name}; saved: the same command goes on from here"
+            )
     if failed is not None:
         raise failed
 

@@ -5,10 +5,8 @@ Each step reads back what an earlier, interrupted call of the same command finis
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,13 @@ from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.train import say
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
-from nestling.data.images import LazyImages
+from nestling.data.fingerprint import fingerprint
 from nestling.data.sources import has_split, load_data
 from nestling.engine.fit import Run, cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
-from nestling.errors import DataError, listed
+from nestling.errors import DivergedError, listed
 from nestling.methods import recipe_class
 from nestling.methods.baselines import EndToEnd, FlatMarginal
 from nestling.methods.recipe import Recipe
@@ -69,14 +67,17 @@ class Pipeline:
             return
         began = time.monotonic()
         train = self.load("train")
-        if self.options.get("known"):
-            train = train.keep(self.options["known"], self.seed)
         validation = (
             self.load("validation", like=train) if has_split(self.source, "validation", self.data_dir) else None
         )
+        if self.options.get("known"):
+            # Labels that validation rows choose by are part of the budget.
+            train, validation = (part and part.keep(self.options["known"], self.seed) for part in (train, validation))
+            assert train is not None
         test = self.load("test", like=train)
         stages = self.check(train, validation)
-        self.recognise(train, validation, test)
+        parts = [part for part in (train, validation, test) if part is not None]
+        self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
         others = {"validation": validation, "test": test}
         notes = [*train.notes, *(f"{name}: {note}" for name, part in others.items() if part for note in left_out(part))]
         notes += scarce(train)
@@ -99,7 +100,7 @@ class Pipeline:
             workers=self.workers,
             about=about,
             notes=notes,
-            seconds=time.monotonic() - began,
+            began=began,
         )
         metrics = finish(
             end,
@@ -122,17 +123,6 @@ class Pipeline:
                 train.taxonomy, train.image_shape, self.backbone, self.recipe.method, self.recipe.network()
             )
         return plan(self.recipe, model, rows)
-
-    def recognise(self, *parts: LabelledData | None) -> None:
-        """Raise DataError where a run that goes on here was begun with other data."""
-        found = fingerprint(part for part in parts if part is not None)
-        before = self.folder.kept("data")
-        if before not in (None, found):
-            raise DataError(
-                f"the data of {self.source} are not those that the run {self.folder.path} was begun with: "
-                "put them back, or choose another --out"
-            )
-        self.folder.derive("data", found, "the hash of labels and images, by which a resume knows them again")
 
     def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
         """A split of the source; ``like`` the training rows in taxonomy, size and channels."""
@@ -186,22 +176,35 @@ class Pipeline:
             self.folder.begin()
         chosen = {}
         for method, recipe in recipes.items():
-            rates = [recipe.optimizer.lr] if self.rate_given else RATES
-            candidates = {}
+            given = self.rate_given and method == self.recipe.method
+            rates = [recipe.optimizer.lr] if given else RATES
+            candidates: dict[Any, Run] = {}
+            losses: dict[Any, float] = {}
             for rate in rates:
-                name = method if self.rate_given else f"{method}-{rate}"
                 say(f"--- {method}, learning rate {rate}")
                 candidate = replace(recipe, optimizer=replace(recipe.optimizer, lr=rate))
-                candidates[rate] = self.fit(candidate, train, validation, self.folder.path / "methods" / name)
-            best = min(candidates, key=lambda rate: candidates[rate].metrics.get("validation loss", 0.0))
-            losses = ", ".join(
-                f"{rate}: {run.metrics.get('validation loss', float('nan')):.4f}" for rate, run in candidates.items()
-            )
-            self.folder.derive(
-                f"learning rate of {method}",
-                str(best),
-                "as given" if self.rate_given else f"the least validation loss ({losses})",
-            )
+                name = method if given else f"{method}-{rate}"
+                try:
+                    candidates[rate] = self.fit(candidate, train, validation, self.folder.path / "methods" / name)
+                except DivergedError as error:
+                    if given:
+                        raise
+                    say(f"{error}")
+                    continue
+                loss = candidates[rate].metrics.get("validation loss")
+                losses[rate] = float("inf") if loss is None else loss
+            if not candidates:
+                raise DivergedError(f"{method} diverged at every learning rate of {RATES}: set another optimizer.name")
+            best, reason = min(losses, key=lambda rate: losses[rate]), "as given"
+            if not given:
+                compared = ", ".join(
+                    f"{rate}: {losses[rate]:.4f}" if rate in losses else f"{rate}: diverged" for rate in rates
+                )
+                reason = f"the least validation loss ({compared})"
+                if losses[best] == float("inf"):
+                    best = recipe.optimizer.lr if recipe.optimizer.lr in candidates else best
+                    reason = "no validation row is labelled to choose by"
+            self.folder.derive(f"learning rate of {method}", str(best), reason)
             chosen[method] = candidates[best]
         return chosen
 
@@ -227,19 +230,6 @@ def left_out(data: LabelledData) -> list[str]:
     return [note for note in data.notes if note.startswith("left out")]
 
 
-def fingerprint(parts: Iterable[LabelledData]) -> str:
-    """A hash of taxonomy, labels and images; of images that are decoded on access only how many bytes each one has."""
-    digest = hashlib.blake2b(digest_size=8)
-    for data in parts:
-        digest.update(json.dumps([data.taxonomy.to_dict(), data.image_shape, len(data)]).encode())
-        digest.update(data.labels.tobytes())
-        if isinstance(data.inputs, torch.Tensor):
-            digest.update(data.inputs.contiguous().numpy().data)
-        elif isinstance(data.inputs, LazyImages):
-            digest.update(json.dumps(data.inputs.sizes()).encode())
-    return digest.hexdigest()
-
-
 def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: Sequence[StagePlan]) -> Recipe:
     """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``."""
     trained = [stage for stage in stages if stage.chosen]
@@ -252,6 +242,7 @@ def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: Sequ
         batch_size=recipe.batch_size,
         optimizer=replace(recipe.optimizer, lr=rate[-1] if isinstance(rate, tuple) else rate),
         norm=recipe.norm,
+        skips=recipe.network().skips,
         balance="levels",
         augmentation=recipe.augmentation,
         patience=recipe.patience,

@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "precision": str,
 }
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
-DEFAULTS = {"qualify_names": False, "on_bad_image": "error", "baselines": False, "precision": "auto"}
+FLAGS = {"qualify_names": False, "baselines": False}
 
 
 def train(command: Train) -> int:
@@ -59,7 +59,7 @@ def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
     options: dict[str, Any] = {"method": "nested", "seed": 0, "known": {}, "backbone": "auto"}
     for name, kind in OPTIONS.items():
         given = getattr(command, name)
-        if given is not None and given != DEFAULTS.get(name):
+        if given is not None and given != FLAGS.get(name):
             options[name] = given
         elif name in config:
             options[name] = config[name] if name == "known" else convert(name, config[name], kind)

@@ -52,12 +52,15 @@ class RowOrder:
         rows = self.streams[stream]
         return rows[np.random.default_rng(derive(self.key, stream, cycle)).permutation(len(rows))]
 
+    def _edge(self, step: int) -> int:
+        # Rounded as np.linspace rounds: runs begun with that go on with the same batches.
+        return self.num_rows if step == self.steps else round(step * (self.num_rows / self.steps))
+
     def batch(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers (b,) and, for each, how often it was drawn before in this stage, (b,)."""
         if self.even:
             # Batches that differ by at most one row: batch norm never meets a last batch of a single row.
-            edges = np.linspace(0, self.num_rows, self.steps + 1).round().astype(int)
-            rows = self._permutation(0, epoch)[edges[step] : edges[step + 1]]
+            rows = self._permutation(0, epoch)[self._edge(step) : self._edge(step + 1)]
             return rows, np.full(len(rows), epoch)
         rows, cycles = [], []
         for stream, share in enumerate(self.shares):

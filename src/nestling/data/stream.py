@@ -24,6 +24,7 @@ from torch import Tensor
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader
 
+from nestling.cores import num_cores
 from nestling.data.decode import decode
 from nestling.data.images import LazyImages
 from nestling.data.inputs import Inputs
@@ -40,10 +41,7 @@ def choose_workers(asked: int | None = None) -> tuple[int, str]:
         if asked < 0:
             raise UsageError(f"the number of workers must be at least 0, got {asked}: leave it out, and it is chosen")
         return asked, "as given"
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:
-        cores = os.cpu_count() or 1
+    cores = num_cores()
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     share = cores // max(processes, 1)
     many = f"{cores} cores" + (f" for {processes} processes" if processes > 1 else "")

@@ -7,6 +7,8 @@ next step depends on; randomness is a pure function of (seed, stage, epoch, step
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 from nestling import collective, interrupt
 from nestling.config import to_dict
 from nestling.data.dataset import LabelledData
+from nestling.data.fingerprint import fingerprint
 from nestling.data.images import LazyImages
 from nestling.data.loader import DeviceData
 from nestling.data.split import cut
@@ -115,6 +118,10 @@ def fit(
                 verbose=verbose,
             )
     train, validation = cut_rows(data, validation, seed)
+    if out is not None:
+        out.recognise("training data", fingerprint([train, validation]), "the hash by which a resume knows them again")
+        if model is not None:
+            out.recognise("first weights", weights_hash(model), "of the model that was passed in")
     reporter = Reporter(verbose)
     runtime = Runtime.choose(device, precision, out.kept("precision") if out else None, workers)
     shape = data.image_shape
@@ -143,11 +150,6 @@ def fit(
         else "as given",
     )
     rows = f"{len(train)} training, {len(validation)} validation"
-    if out is not None and out.kept("rows") not in (None, rows):
-        raise UsageError(
-            f"the run folder {out.path} was begun with other rows ({out.kept('rows')} there, {rows} now): "
-            "choose another --out, or the same data"
-        )
     engine.decide("rows", rows, "cut within each class of the finest known level")
     # Whatever the recipe cannot do is found before anything is written or trained.
     plan(recipe, model, train)
@@ -175,6 +177,15 @@ def cut_rows(data: LabelledData, validation: LabelledData | None, seed: int) -> 
     if len(train) == 0:
         raise UsageError("there is no row to train on: the data are empty")
     return train, validation
+
+
+def weights_hash(model: Model) -> str:
+    """By which a resume knows the weights again that the run was given to begin with."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -219,6 +230,9 @@ class Engine:
 
     def run(self) -> None:
         """Train every stage that is not finished yet."""
+        # A model fitted before brings a calibration that its new weights do not have; a replay restores that of its run.
+        self.model.calibration.reset()
+        self.model.config["rejection"] = False
         generator = self.recipe.stages(self.model, self.train)
         number = 0
         with seeded(0):
@@ -233,12 +247,12 @@ class Engine:
                 objective.to(self.runtime.device)
                 if not self.replay(number, stage, objective):
                     StageRun(self, number, stage, objective).run()
-                    self.obey(f"after stage {stage.name}")
+                self.obey(f"after stage {stage.name}")
                 number += 1
 
     def obey(self, where: str) -> None:
         """Raise Interrupted where a signal has come; what there is to save is saved."""
-        if signal := collective.broadcast_object(interrupt.received()):
+        if signal := collective.all_max([interrupt.received() or 0], self.runtime.device)[0]:
             kept = "saved: the same command goes on from here" if self.checkpoints else "nothing is saved without out"
             raise Interrupted(signal, f"stopped by signal {signal} {where}; {kept}")
 
@@ -263,9 +277,10 @@ class Engine:
         outputs, labels = self.predict(self.validation)
         answers = self.model.answers(outputs).combined
         levels = self.train.taxonomy.levels
+        loss = negative_log_likelihood(answers, labels, levels)
         return {
-            "validation loss": negative_log_likelihood(answers, labels, levels),
-            "accuracy": accuracy_per_level(answers, labels, levels),
+            "validation loss": None if math.isnan(loss) else loss,
+            "accuracy": accuracy_per_level(answers, labels, self.train.taxonomy),
         }
 
     def device_data(self, data: LabelledData) -> DeviceData:

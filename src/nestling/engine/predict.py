@@ -10,6 +10,7 @@ from nestling.data.distortions import Distortion
 from nestling.data.loader import DeviceData
 from nestling.engine.runtime import Runtime
 from nestling.models.model import Model, Outputs
+from nestling.taxonomy import Taxonomy
 
 PIXELS_AT_ONCE = 1 << 23
 """Of a batch: its feature maps are many times as large."""
@@ -52,13 +53,14 @@ def concatenate(parts: list[Outputs]) -> Outputs:
     )
 
 
-def accuracy_per_level(
-    probabilities: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...]
-) -> dict[str, float | None]:
-    """The share of rows known at a level whose most probable column is the target; None where no row is known."""
+def accuracy_per_level(probabilities: dict[str, Tensor], labels: Tensor, taxonomy: Taxonomy) -> dict[str, float | None]:
+    """The share of rows known at a level whose most probable column is the target; None where no row is known.
+
+    A row that ends above the level, whose target (n, levels) is a pass-through column there, does not count.
+    """
     result: dict[str, float | None] = {}
     for level, p in probabilities.items():
-        target = labels[:, levels.index(level)]
-        known = target >= 0
+        target = labels[:, taxonomy.level_index(level)]
+        known = (target >= 0) & (target < taxonomy.num_classes(level))
         result[level] = float((p.argmax(1) == target)[known].float().mean()) if known.any() else None
     return result

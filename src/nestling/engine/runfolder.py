@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nestling.config import load_toml, to_toml
-from nestling.errors import UsageError
+from nestling.errors import DataError, UsageError
 from nestling.files import TEMPORARY, RunLock, remove_leftovers, write_text
 
 FINISHED = "report.html"
@@ -85,6 +85,15 @@ class RunFolder:
             self.derived[name] = {"value": plain, "reason": reason}
             if self.begun:
                 self._write()
+
+    def recognise(self, what: str, found: str, reason: str) -> None:
+        """Keep a hash of ``what`` the run is made from. Raises DataError where the run was begun with another one."""
+        if self.kept(what) not in (None, found):
+            raise DataError(
+                f"the {what} are not those that the run {self.path} was begun with: put them back, "
+                "or choose another --out"
+            )
+        self.derive(what, found, reason)
 
     def kept(self, name: str) -> Any:
         """What was chosen when the run began, if it was begun before."""

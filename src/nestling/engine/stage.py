@@ -166,8 +166,9 @@ class StageRun:
             while state.step < self.order.steps:
                 self.step(module, data)
                 self.engine.reporter.step(state.epoch * self.order.steps + state.step)
-                due = time.monotonic() - self.saved_at > 60 * CHECKPOINT_MINUTES
-                signal, due = collective.broadcast_object((interrupt.received(), due))
+                # Only rank 0 writes, so only its clock tells.
+                due = collective.rank() == 0 and time.monotonic() - self.saved_at > 60 * CHECKPOINT_MINUTES
+                signal, due = collective.all_max([interrupt.received() or 0, int(due)], self.engine.runtime.device)
                 if signal or due:
                     self.save()
                 if signal:
@@ -198,10 +199,11 @@ class StageRun:
             self.check_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
-        # Each process holds its share of the terms, so that their sum over processes is that of the global batch.
-        values = collective.all_sum(torch.stack([loss.detach(), *terms.values()])) / collective.world_size()
-        value, *parts = values.tolist()
-        if not math.isfinite(value) or not (torch.isfinite(norm) or self.scaler.is_enabled()):
+        # Each process holds its share of the terms, so that their sum over processes is that of the global batch. The
+        # norm, the same on all, goes along: on a GPU every read waits for it.
+        stacked = torch.stack([norm.to(loss.device), loss.detach(), *terms.values()])
+        norm, value, *parts = (collective.all_sum(stacked) / collective.world_size()).tolist()
+        if not math.isfinite(value) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             what = "gradient" if math.isfinite(value) else "loss"
             raise DivergedError(
                 f"the {what} is not finite in stage {stage.name} epoch {state.epoch} step {state.step}, rows "
@@ -262,7 +264,10 @@ class StageRun:
                     f"the {stage.select.name} is not finite after stage {stage.name} epoch {state.epoch + 1}: "
                     "lower optimizer.lr; the last checkpoint is kept"
                 )
-            record |= {stage.select.name: score, "accuracy": accuracy_per_level(answers, labels, levels)}
+            record |= {
+                stage.select.name: score,
+                "accuracy": accuracy_per_level(answers, labels, self.engine.train.taxonomy),
+            }
             loss = score if stage.select.mode == "min" else -score
             state.losses.append(loss)
             if state.best is None or loss < state.best:

@@ -11,6 +11,9 @@ from nestling.data.dataset import LabelledData
 from nestling.evaluate.accuracy import paired_interval
 from nestling.evaluate.measure import CLEAN, Measurement
 
+AT_ONCE = 1 << 24
+"""Bytes of the bootstrap's weights, (draws, rows), that are held at once."""
+
 
 def compare(
     ours: Sequence[Measurement], baselines: Mapping[str, Sequence[Measurement]], data: LabelledData
@@ -83,21 +86,23 @@ def gap_interval(
     """
     conditions, seeds, rows = ours.shape
     generator = np.random.default_rng(seed)
-    counts = np.empty((draws, rows), dtype=np.float32)
-    for draw in counts:
-        draw[:] = np.bincount(generator.integers(rows, size=rows, dtype=np.int32), minlength=rows)
-    counts /= rows
+    columns = np.concatenate([values.reshape(-1, rows) for values in (ours, theirs)]).T.astype(np.float32)
+    means = np.empty((draws, columns.shape[1]), dtype=np.float32)
+    chunk = max(AT_ONCE // (4 * rows), 1)
+    for start in range(0, draws, chunk):
+        counts = np.empty((min(chunk, draws - start), rows), dtype=np.float32)
+        for draw in counts:
+            draw[:] = np.bincount(generator.integers(rows, size=rows, dtype=np.int32), minlength=rows)
+        counts /= rows
+        means[start : start + chunk] = counts @ columns
     share = (
         generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
         if seeds >= 3
         else np.full((draws, seeds), 1 / seeds)
     )
 
-    def gaps(values: np.ndarray) -> np.ndarray:
-        means = np.abs(counts @ values.reshape(-1, rows).T.astype(np.float32)).reshape(draws, conditions, seeds)
-        return (means.mean(1) * share).sum(1)
-
-    lo, hi = np.quantile(gaps(ours) - gaps(theirs), [(1 - level) / 2, (1 + level) / 2])
+    gaps = (np.abs(means).reshape(draws, 2, conditions, seeds).mean(2) * share[:, None]).sum(2)
+    lo, hi = np.quantile(gaps[:, 0] - gaps[:, 1], [(1 - level) / 2, (1 + level) / 2])
     return gap(ours) - gap(theirs), float(lo), float(hi)
 
 

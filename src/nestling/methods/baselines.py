@@ -20,6 +20,7 @@ from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError
 from nestling.methods.calibrate import select_by_likelihood, temperature_stage
 from nestling.methods.recipe import Recipe, Stage, of_stage
+from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Term
 
@@ -27,6 +28,12 @@ from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Term
 @dataclass(frozen=True, kw_only=True)
 class Flat(Recipe):
     """Abstract. One stage, one softmax, and the temperature that every method gets."""
+
+    skips: bool = True
+    """As of nested learning, whose network this is."""
+
+    def network(self) -> NetworkOptions:
+        return NetworkOptions(skips=self.skips, norm=self.norm)
 
     def rows(self, data: LabelledData) -> np.ndarray:
         """The rows that this baseline can learn from."""
@@ -50,7 +57,7 @@ class Flat(Recipe):
             trainable=model.parts(data.taxonomy.levels[-1]),
             optimizer=self.optimizer,
             lr=of_stage("optimizer.lr", self.optimizer.lr, 0, 1),
-            epochs=of_stage("epochs", self.epochs, 0, 1),
+            epochs=of_stage("epochs", self.epochs or 60, 0, 1),
             steps_per_epoch=self.steps_for(len(rows)),
             batch_size=self.batch_size,
             balance=self.balance,

@@ -18,18 +18,23 @@ def select_by_likelihood(levels: tuple[str, ...]) -> Select:
 
 @torch.no_grad()
 def fit_temperatures(context: Context) -> None:
-    """Divide each head's logits by the temperature of least validation loss (Guo et al.; papers' README)."""
-    calibration = context.model.calibration
+    """Divide each head's logits by the temperature of least validation loss (Guo et al.; papers' README).
+
+    A row that ends above a head's level does not count there.
+    """
+    calibration, taxonomy = context.model.calibration, context.model.taxonomy
     if context.validation is None or len(context.validation) == 0:
         return
     outputs, labels = context.predict(context.validation)
     for head in calibration.heads:
-        target = labels[:, context.model.taxonomy.level_index(head)]
+        target = labels[:, taxonomy.level_index(head)]
+        target = target.masked_fill(target >= taxonomy.num_classes(head), -1)
         fit = fit_temperature(outputs.logits[head], target)
         context.note(f"temperature of {head}", round(fit.temperature, 4), fit.reason)
         rejection = 1.0
         if head in calibration.rejection:
-            with_rejection = fit_temperature(calibration.rejection_logits(head, outputs.features[head]), target)
+            scores = calibration.rejection_logits(head, outputs.features[head])
+            with_rejection = fit_temperature(scores, target, num_real=calibration.sizes[head][1])
             rejection = with_rejection.temperature
             context.note(f"temperature of {head} with rejection", round(rejection, 4), with_rejection.reason)
         calibration.set_temperatures(head, fit.temperature, rejection)

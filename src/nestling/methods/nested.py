@@ -35,8 +35,6 @@ class Nested(Recipe):
 
     method: ClassVar[str] = "nested"
 
-    epochs: int | tuple[int, ...] = (3, 3, 60)
-    """At most so many: one value, or one per level, coarse to fine (of three, other depths use first and last)."""
     reading: str = "at-least"
     """Which rows train stage i: those known at least to level i, or whose finest known level is exactly i."""
     marginal: bool = True
@@ -83,7 +81,7 @@ class Nested(Recipe):
                 until=level,
                 optimizer=self.optimizer,
                 lr=of_stage("optimizer.lr", self.optimizer.lr, i, len(levels)),
-                epochs=of_level("epochs", self.epochs, i, len(levels)),
+                epochs=of_stage("epochs", self.epochs or (3,) * (len(levels) - 1) + (60,), i, len(levels)),
                 steps_per_epoch=self.steps(data, i, rows),
                 batch_size=self.batch_size,
                 balance=self.balance,
@@ -136,10 +134,3 @@ class Nested(Recipe):
             ratio = min(max(drawn // max(int((data.labels[:, i] >= 0).sum()), 1), 1), 10)
             terms.append((1.0, RejectionCrossEntropy(level, model.calibration, ratio)))
         return Objective(terms)
-
-
-def of_level(name: str, values: int | tuple[int, ...], i: int, num_levels: int) -> int:
-    """As ``of_stage``, but the default's three values (coarse, middle, finest) serve trees of any depth."""
-    if isinstance(values, tuple) and len(values) == 3 and num_levels != 3:
-        values = (values[0],) * (num_levels - 1) + (values[-1],)
-    return of_stage(name, values, i, num_levels)

@@ -129,8 +129,8 @@ class Recipe(ABC):
     method: ClassVar[str]
     """Its name on the command line."""
 
-    epochs: int | tuple[int, ...] = 60
-    """At most so many: one value, or one per stage."""
+    epochs: int | tuple[int, ...] | None = None
+    """At most so many: one value, or one per stage. None: 60, and of nested learning's coarser levels 3 each."""
     steps_per_epoch: int | None = None
     """None: one pass over the stage's rows, and at least 10 steps."""
     batch_size: int = 256

@@ -16,6 +16,8 @@ from nestling.errors import UsageError, unknown
 from nestling.models.resnet import RESNETS, ResNet
 
 WIDEST = 2**16
+LONGEST_NAME = 1000
+MOST_CONVOLUTIONS = 256
 
 
 @runtime_checkable
@@ -83,6 +85,12 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
     """
     channels, height, width = input_shape
     if name.startswith("conv:"):
+        convolutions = 1 + name.count("-") + name.count("/")
+        if len(name) > LONGEST_NAME or convolutions > MOST_CONVOLUTIONS:
+            raise UsageError(
+                f"the backbone {name!r:.80} has {len(name)} characters and {convolutions} convolutions: expected at "
+                f"most {LONGEST_NAME} and {MOST_CONVOLUTIONS}"
+            )
         try:
             widths = [[int(w) for w in stage.split("-")] for stage in name.removeprefix("conv:").split("/")]
         except ValueError:
@@ -95,7 +103,7 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
         smallest = 2 ** (len(widths) - 1)
         if min(height, width) < smallest:
             raise UsageError(
-                f"the backbone {name!r} needs images of at least {smallest} pixels a side, got {height}x{width}: "
+                f"the backbone {name!r:.80} needs images of at least {smallest} pixels a side, got {height}x{width}: "
                 "use fewer stages or a larger --image-size"
             )
         return ConvBackbone(channels, widths, norm)

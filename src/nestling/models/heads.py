@@ -32,6 +32,12 @@ class Calibration(nn.Module):
             self.rejection[head] = nn.Linear(dimension, width + 1, device=device)
         return self.rejection
 
+    def reset(self) -> None:
+        """Forget what was fitted: temperatures of 1, no rejection layers."""
+        self.temperature.fill_(1)
+        self.rejection_temperature.fill_(1)
+        self.rejection.clear()
+
     def rejection_logits(self, head: str, features: Tensor) -> Tensor:
         """The logits (b, width + 1) of the rejection layer, from bottlenecks (b, d) that it normalises."""
         return self.rejection[head](F.normalize(features.float(), dim=1))

@@ -75,6 +75,7 @@ def fit_temperature(
     min_rows: int = 200,
     min_errors: int = 20,
     bins: int = 15,
+    num_real: int | None = None,
 ) -> TemperatureFit:
     """The temperature of least negative log-likelihood (Guo et al., Section 4.2), where the rows can tell.
 
@@ -87,15 +88,20 @@ def fit_temperature(
     logits: (n, width) logits or log-probabilities.
     labels: (n,) int64, -1 = does not count.
     bounds: the temperatures considered.
+    num_real: how many columns, from the first on, can be answered; all of them by default. The others (rejection) count
+        in the likelihood alone: errors and confidences are those of the most probable real column.
 
     Returns
     -------
-    The fit, the same for the same rows. ``UsageError`` on other shapes, NaN or labels past the width.
+    The fit, the same for the same rows. ``UsageError`` on other shapes, NaN or labels past the columns.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise UsageError(
             f"expected logits (n, width) and labels (n,), got {tuple(logits.shape)} and {tuple(labels.shape)}"
         )
+    width = logits.shape[1] if num_real is None else num_real
+    if num_real is not None and not 1 <= num_real <= logits.shape[1]:
+        raise UsageError(f"expected num_real from 1 to {logits.shape[1]}, the width of the logits; got {num_real}")
     known = labels >= 0
     scores, labels = _relative(logits.detach()[known].double()), labels[known]
     rows = len(labels)
@@ -108,9 +114,10 @@ def fit_temperature(
             ece_before=None,
             ece_after=None,
         )
-    if int(labels.max()) >= scores.shape[1]:
-        raise UsageError(f"expected labels below {scores.shape[1]}, the width of the logits; got {int(labels.max())}")
-    correct = scores.argmax(1) == labels
+    if int(labels.max()) >= width:
+        what = "the width of the logits" if num_real is None else "the number of real columns"
+        raise UsageError(f"expected labels below {width}, {what}; got {int(labels.max())}")
+    correct = scores[:, :width].argmax(1) == labels
     errors = rows - int(correct.sum())
     enough = rows >= min_rows and errors >= min_errors
     lowest, highest = bounds if enough else (1.0, bounds[1])
@@ -119,7 +126,7 @@ def fit_temperature(
         return float(F.cross_entropy(scores / temperature, labels))
 
     def ece(temperature: float) -> float:
-        return expected_calibration_error((scores / temperature).softmax(1).amax(1), correct, bins)
+        return expected_calibration_error((scores / temperature).softmax(1)[:, :width].amax(1), correct, bins)
 
     found = min(
         (
