@@ -239,7 +239,7 @@ def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: Sequ
     return kind(
         epochs=epochs,
         steps_per_epoch=-(-steps // epochs),
-        batch_size=recipe.batch_size,
+        batch_size=max(stage.batch_size for stage in trained),
         optimizer=replace(recipe.optimizer, lr=rate[-1] if isinstance(rate, tuple) else rate),
         norm=recipe.norm,
         skips=recipe.network().skips,

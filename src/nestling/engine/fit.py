@@ -130,7 +130,7 @@ def fit(
     why = runtime.reasons["workers"]
     if lazy is None:
         why = "the pictures are in memory"
-    elif not has_room(lazy, recipe.batch_size, runtime.workers):
+    elif not has_room(lazy, recipe.batch_for(len(train)), runtime.workers):
         runtime, why = replace(runtime, workers=0), "shared memory, /dev/shm, has no room for their batches"
     preprocessing = Preprocessing.from_data(
         train.images(sample) if lazy is None else in_parts(lazy, sample, runtime.workers)
@@ -230,7 +230,7 @@ class Engine:
 
     def run(self) -> None:
         """Train every stage that is not finished yet."""
-        # A model fitted before brings a calibration that its new weights do not have; a replay restores that of its run.
+        # A model fitted before brings a calibration that its new weights do not have; a replay restores its own.
         self.model.calibration.reset()
         self.model.config["rejection"] = False
         generator = self.recipe.stages(self.model, self.train)

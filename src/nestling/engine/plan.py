@@ -22,6 +22,7 @@ class StagePlan:
     steps: int
     """In all, at most."""
     num_rows: int
+    batch_size: int
     num_trainable: int
     """Parameters."""
     chosen: bool
@@ -42,7 +43,9 @@ def describe(stage: Stage) -> StagePlan:
     rows = np.arange(len(stage.data)) if stage.rows is None else stage.rows
     trainable = sum(p.numel() for module in stage.trainable for p in module.parameters())
     steps = order_of(stage, 0).steps if stage.epochs else 0
-    return StagePlan(stage.name, stage.epochs, stage.epochs * steps, len(rows), trainable, stage.select is not None)
+    return StagePlan(
+        stage.name, stage.epochs, stage.epochs * steps, len(rows), stage.batch_size, trainable, stage.select is not None
+    )
 
 
 def order_of(stage: Stage, key: int) -> RowOrder:

@@ -49,6 +49,7 @@ class Flat(Recipe):
             raise UsageError(
                 f"no training row is labelled for {self.method}: label some at level {data.taxonomy.levels[-1]!r}"
             )
+        batch_size = self.batch_for(len(rows))
         yield Stage(
             name="flat",
             data=data,
@@ -58,8 +59,8 @@ class Flat(Recipe):
             optimizer=self.optimizer,
             lr=of_stage("optimizer.lr", self.optimizer.lr, 0, 1),
             epochs=of_stage("epochs", self.epochs or 60, 0, 1),
-            steps_per_epoch=self.steps_for(len(rows)),
-            batch_size=self.batch_size,
+            steps_per_epoch=self.steps_for(len(rows), batch_size),
+            batch_size=batch_size,
             balance=self.balance,
             augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
             select=select_by_likelihood(data.taxonomy.levels),

@@ -83,7 +83,7 @@ class Nested(Recipe):
                 lr=of_stage("optimizer.lr", self.optimizer.lr, i, len(levels)),
                 epochs=of_stage("epochs", self.epochs or (3,) * (len(levels) - 1) + (60,), i, len(levels)),
                 steps_per_epoch=self.steps(data, i, rows),
-                batch_size=self.batch_size,
+                batch_size=self.batch_for(len(rows)),
                 balance=self.balance,
                 augmentation=augmentation,
                 select=select_by_likelihood(levels[: i + 1]),
@@ -116,7 +116,8 @@ class Nested(Recipe):
     def steps(self, data: LabelledData, i: int, rows: np.ndarray) -> int | None:
         """Steps per epoch: a pass over the rows known at least to level i, which the coarser ones accompany."""
         primary = int((data.finest_known() >= i).sum()) if self.marginal else len(rows)
-        return self.steps_for(primary) or (-(-primary // self.batch_size) if self.marginal else None)
+        batch_size = self.batch_for(len(rows))
+        return self.steps_for(primary, batch_size) or (-(-primary // batch_size) if self.marginal else None)
 
     def objective(self, data: LabelledData, i: int) -> Objective:
         """The sum over j <= i of alpha_j L(Y_j): alpha_j = n_coarse / n_j for the paper's loss, else 1."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nestling.models.model import Model, Outputs
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
+LARGEST_BATCH, LEAST_BATCH = 256, 32
+"""Of the automatic choice."""
 LEAST_STEPS = 10
 """Of an epoch: with fewer, a hundred rows would be learned from in a handful of updates."""
 SCHEDULES = ("one-cycle", "cosine", "constant", "plateau")
@@ -133,8 +135,8 @@ class Recipe(ABC):
     """At most so many: one value, or one per stage. None: 60, and of nested learning's coarser levels 3 each."""
     steps_per_epoch: int | None = None
     """None: one pass over the stage's rows, and at least 10 steps."""
-    batch_size: int = 256
-    """Rows per step, over all processes."""
+    batch_size: int | None = None
+    """Rows per step, over all processes. None: 256, of few rows a tenth, but at least 32."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """How weights move."""
     norm: str = "batch"
@@ -159,11 +161,15 @@ class Recipe(ABC):
         """What this method asks of its network."""
         return NetworkOptions(norm=self.norm)
 
-    def steps_for(self, num_rows: int) -> int | None:
+    def batch_for(self, num_rows: int) -> int:
+        """Rows per step of a stage of ``num_rows``."""
+        return self.batch_size or max(min(LARGEST_BATCH, num_rows // LEAST_STEPS), LEAST_BATCH)
+
+    def steps_for(self, num_rows: int, batch_size: int) -> int | None:
         """Steps per epoch of a stage whose pass is over ``num_rows``; None is an exact pass, every row once."""
         if self.steps_per_epoch is not None:
             return self.steps_per_epoch
-        return LEAST_STEPS if num_rows < LEAST_STEPS * self.batch_size else None
+        return LEAST_STEPS if num_rows < LEAST_STEPS * batch_size else None
 
     @abstractmethod
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
