@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from nestling.models.build import build_model
 from nestling.models.model import Model
 from nestling.models.nested import NestedModel
 from nestling.objectives.terms import CrossEntropy
+from nestling.taxonomy import Taxonomy
 
 BACKBONE = "conv:4/8"
 
@@ -39,6 +41,17 @@ RECIPES: dict[str, Recipe] = {
 def partly_labelled(data: LabelledData) -> LabelledData:
     """Every coarse label, 60 % of the middle and 50 % of the fine ones."""
     return data.keep({"coarse": 1.0, "middle": 0.6, "fine": 0.5}, seed=3)
+
+
+def rows() -> LabelledData:
+    """120 random images whose brightness says the class, a third of them labelled finely."""
+    taxonomy = Taxonomy.from_paths(["a/p/1", "a/p/2", "a/q/3", "b/r/4", "b/r/5", "b/r/6"])
+    generator = np.random.default_rng(0)
+    fine = np.arange(120) % 6
+    images = 30 * fine[:, None, None, None] + generator.integers(0, 60, (120, 1, 8, 8))
+    labels = taxonomy.complete(np.stack([np.full(120, -1), np.full(120, -1), fine], axis=1))
+    data = LabelledData(torch.from_numpy(images.astype(np.uint8)), labels, taxonomy, name="made")
+    return data.keep({"middle": 0.7, "fine": 0.4}, seed=1)
 
 
 def quick(recipe: Recipe, data: LabelledData, out: Path | None = None, **options: Any) -> Run:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -18,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import two_processes
 from nestling.config import apply, read_config
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
@@ -30,7 +26,7 @@ from nestling.engine.plan import plan
 from nestling.errors import DivergedError, UsageError
 from nestling.files import read_lines
 from nestling.methods import recipe_class
-from nestling.methods.recipe import Context, Optimizer, Recipe, Select
+from nestling.methods.recipe import Context, Optimizer, Recipe, Select, Stage
 from nestling.models.model import Model, Outputs
 from nestling.objectives.terms import CrossEntropy, Term
 from small import (
@@ -211,14 +207,14 @@ def test_what_is_trained_moves(toy_data: LabelledData) -> None:
 def test_the_plan_is_what_is_trained(name: str, data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, watch = RECIPES[name], Watch(monkeypatch)
     trainable: dict[str, int] = {}
-    original = engine_stage.StageRun.mark_trainable
+    original = engine_stage.mark_trainable
 
-    def mark(run: engine_stage.StageRun) -> dict[str, nn.Parameter]:
-        found = original(run)
-        trainable[run.stage.name] = sum(p.numel() for p in found.values())
+    def mark(stage: Stage, *arguments: Any) -> dict[str, nn.Parameter]:
+        found = original(stage, *arguments)
+        trainable[stage.name] = sum(p.numel() for p in found.values())
         return found
 
-    monkeypatch.setattr(engine_stage.StageRun, "mark_trainable", mark)
+    monkeypatch.setattr(engine_stage, "mark_trainable", mark)
     planned = plan_of(recipe, data)
     quick(recipe, data)
     counted = {stage.name: sum(taken[0] == stage.name for taken in watch.taken) for stage in planned}
@@ -473,7 +469,8 @@ def test_hooks_see_no_test_rows(data: LabelledData) -> None:
 
     quick(one_stage(build), data)
     context = seen[0]
-    assert [f.name for f in fields(Context)] == ["model", "objective", "train", "validation", "predict", "note"]
+    holds_rows = ["model", "objective", "train", "validation", "predict"]
+    assert [f.name for f in fields(Context)] == [*holds_rows, "note", "epochs", "epoch"]
     train, validation = set(context.train.index.tolist()), set(context.validation.index.tolist())  # type: ignore[union-attr]
     assert (len(train), len(validation)) == (192, 24)
     assert not train & validation and train | validation < set(range(240))
@@ -555,7 +552,7 @@ def test_what_is_not_finite_stops_the_run(
     assert error.value.exit_code == 4
     said = str(error.value)
     if what.startswith("metric"):
-        assert said.startswith("the score is not finite after stage only epoch 3: ")
+        assert said.startswith("the score is not finite in stage only epoch 2: ")
     else:
         assert len(rows) == 6
         first = ", ".join(map(str, rows[-1][:8]))
@@ -618,49 +615,3 @@ def test_a_weight_follows_progress(toy_data: LabelledData, tmp_path: Path, monke
     records = read_lines(run.path / "metrics.jsonl")  # type: ignore[operator]
     assert [sorted(record["terms"]) for record in records] == [["fine"]] * 3 + [["fine", "late"]] * 3
     assert records[-1]["loss"] == pytest.approx(4 * records[-1]["terms"]["fine"])
-
-
-# Two processes -------------------------------------------------------------------------------------------------------
-
-
-def run_two_processes(folder: Path) -> dict[str, Any]:
-    """Run ``two_processes.py`` on two processes with gloo; what its first process found."""
-    script, out = Path(__file__).with_name("two_processes.py"), folder / "found.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    if sys.platform == "linux":
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder / "meet"), str(out)],
-            env=environment | {"RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in running:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors[-4000:]
-    finally:
-        for process in running:
-            process.kill()
-    return json.loads(out.read_text())
-
-
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Without batch norm, in fp32: losses, weights, faults and decisions."""
-    found, expected = run_two_processes(tmp_path), two_processes.results()
-    assert (
-        found.keys() == expected.keys() >= {"unused parameter", "one process diverges", "metric", *two_processes.CURVES}
-    )
-    for name in two_processes.CURVES:
-        theirs, ours = found.pop(name), expected.pop(name)
-        assert len(ours["losses"]) >= 2 and theirs["names"] == ours["names"]
-        for what in ("losses", "validation", "weights"):
-            np.testing.assert_allclose(theirs[what], ours[what], rtol=1e-4, atol=1e-4, err_msg=f"{what} of {name}")
-    np.testing.assert_allclose(found.pop("gradient of the mean"), expected.pop("gradient of the mean"), rtol=1e-6)
-    assert found == expected
-    assert "model.head.coarse.weight" in expected["unused parameter"]
-    assert "the loss is not finite in stage only" in expected["one process diverges"]
-    assert expected["metric"] == [0.0, 1.0]

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,15 +15,15 @@ from torch import Tensor
 from nestling import collective
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
-from nestling.engine.fit import fit
+from nestling.engine.fit import Run, fit
 from nestling.errors import DivergedError
 from nestling.methods import FlatMarginal, Nested
 from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
 from nestling.objectives.reducers import Mean
 from nestling.objectives.terms import CrossEntropy
-from nestling.taxonomy import Taxonomy
-from small import BACKBONE, one_stage
+from small import BACKBONE, one_stage, rows
+from toy_recipes import RECIPES, toy_model
 
 SGD = Optimizer(name="sgd", lr=0.1)
 
@@ -37,17 +36,6 @@ CURVES: dict[str, Recipe] = {
 }
 
 
-def rows() -> LabelledData:
-    """120 random images whose brightness says the class, a third of them labelled finely."""
-    taxonomy = Taxonomy.from_paths(["a/p/1", "a/p/2", "a/q/3", "b/r/4", "b/r/5", "b/r/6"])
-    generator = np.random.default_rng(0)
-    fine = np.arange(120) % 6
-    images = 30 * fine[:, None, None, None] + generator.integers(0, 60, (120, 1, 8, 8))
-    labels = taxonomy.complete(np.stack([np.full(120, -1), np.full(120, -1), fine], axis=1))
-    data = LabelledData(torch.from_numpy(images.astype(np.uint8)), labels, taxonomy, name="made")
-    return data.keep({"middle": 0.7, "fine": 0.4}, seed=1)
-
-
 class OneRowIsNotFinite(CrossEntropy):
     """NaN where row 7 is, which only one process sees."""
 
@@ -56,25 +44,37 @@ class OneRowIsNotFinite(CrossEntropy):
         return torch.where(batch.index == 7, torch.nan, values), torch.ones_like(values)
 
 
-def train(recipe: Recipe, data: LabelledData, model: Model | None = None) -> Any:
+def train(recipe: Recipe, data: LabelledData, model: Model | None = None) -> Run:
+    """``fit``, whose weights and buffers are the same on every process."""
     backbone = {} if model is not None else {"backbone": BACKBONE}
-    return fit(recipe, data, model, device="cpu", precision="fp32", verbose=False, **backbone)  # type: ignore[arg-type]
+    run = fit(recipe, data, model, device="cpu", precision="fp32", verbose=False, **backbone)  # type: ignore[arg-type]
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(collective.all_sum(tensor), collective.world_size() * tensor), (
+            f"the processes differ: {name}"
+        )
+    return run
+
+
+def figures(run: Run) -> dict[str, Any]:
+    """What is compared with one process."""
+    state = run.model.state_dict()
+    return {
+        "losses": [record["loss"] for record in run.history],
+        "validation": [record.get("validation loss", 0.0) for record in run.history],
+        "names": [f"{name} {list(tensor.shape)}" for name, tensor in state.items()],
+        "weights": torch.cat([tensor.flatten() for tensor in state.values()]).tolist(),
+    }
 
 
 def results() -> dict[str, Any]:
     """Everything that must be the same on one process and on two."""
     data, found = rows(), {}
     for name, recipe in CURVES.items():
-        run = train(recipe, data)
-        state = run.model.state_dict()
-        for tensor in state.values():
-            assert torch.equal(collective.all_sum(tensor), collective.world_size() * tensor), "the processes differ"
-        found[name] = {
-            "losses": [record["loss"] for record in run.history],
-            "validation": [record["validation loss"] for record in run.history],
-            "names": list(state),
-            "weights": torch.cat([tensor.flatten() for tensor in state.values()]).tolist(),
-        }
+        found[name] = figures(train(recipe, data))
+    for name, recipe in RECIPES.items():
+        found[f"toy {name}"] = figures(train(recipe, data, toy_model(name, data, norm="none")))
+        # With batch norm the curves differ, the processes do not.
+        train(recipe, data, toy_model(name, data, norm="batch"))
     try:
         train(one_stage(lambda model, rows: {"trainable": [model]}), data)
     except ValueError as error:
@@ -92,6 +92,7 @@ def results() -> dict[str, Any]:
     run = train(one_stage(lambda model, rows: {"select": Select(metric, "score"), "patience": 1}, epochs=4), data)
     found["metric"] = [record["score"] for record in run.history]
     found["gradient of the mean"] = gradient_of_the_mean()
+    found["gradient through a gather"] = gradient_through_a_gather()
     return found
 
 
@@ -103,6 +104,16 @@ def gradient_of_the_mean() -> list[float]:
     Mean()(values[mine] ** 2, weights[mine], None).backward()  # type: ignore[arg-type]
     assert values.grad is not None
     return (collective.all_sum(values.grad) / collective.world_size()).tolist()
+
+
+def gradient_through_a_gather() -> list[float]:
+    """Of a term on all pairs of rows; five rows, so that one process has more than the other."""
+    values = torch.tensor([1.0, 2.0, 3.0, 5.0, 8.0], requires_grad=True)
+    mine = values[collective.rank() :: collective.world_size()]
+    pairs = mine[:, None] * collective.gather(mine)
+    (pairs**2).sum().backward()
+    assert values.grad is not None
+    return collective.all_sum(values.grad).tolist()
 
 
 def main() -> None:

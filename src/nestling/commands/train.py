@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from contextlib import suppress
@@ -41,12 +42,19 @@ def train(command: Train) -> int:
     digest = hashlib.sha256(json.dumps([options, fields], sort_keys=True).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options["source"]).stem) or "source"
     out = Path(command.out or f"runs/{name}-{options['method']}-{digest}")
-    with RunFolder(out) as folder:
+    with RunFolder(out, writer=speaks()) as folder:
         from nestling.commands.pipeline import Pipeline
+        from nestling.engine.runtime import processes
 
-        Pipeline(folder, options, fields, command.data_dir, command.device, command.workers).run()
+        with processes(command.device):
+            Pipeline(folder, options, fields, command.data_dir, command.device, command.workers).run()
     answer(str(out))
     return 0
+
+
+def speaks() -> bool:
+    """Whether this process prints and writes: of those that torchrun starts, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -114,10 +122,12 @@ def parse_known(text: str) -> dict[str, float]:
 
 def answer(text: str) -> None:
     """What a training ends with, on stdout; it has finished, also where nobody reads that any more."""
-    with suppress(BrokenPipeError):
-        print(text)
+    if speaks():
+        with suppress(BrokenPipeError):
+            print(text)
 
 
 def say(text: str) -> None:
     """A line on stderr; stdout carries results alone."""
-    print(text, file=sys.stderr, flush=True)
+    if speaks():
+        print(text, file=sys.stderr, flush=True)

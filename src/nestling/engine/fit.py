@@ -39,7 +39,7 @@ from nestling.files import Appender
 from nestling.methods.recipe import Recipe, Stage
 from nestling.models.build import build_model
 from nestling.models.model import Model, Outputs
-from nestling.models.weights import restore
+from nestling.models.weights import reshape, restore
 from nestling.objectives.calibration import negative_log_likelihood
 from nestling.objectives.terms import Objective
 from nestling.seeds import derive
@@ -101,9 +101,10 @@ def fit(
     """
     began = time.monotonic()
     if isinstance(out, str | Path):
-        with RunFolder(out) as folder:
+        with RunFolder(out, writer=collective.rank() == 0) as folder:
             chosen = {"backbone": backbone} if model is None and backbone != "auto" else {}
-            folder.open({"method": recipe.method, "seed": seed, **chosen, **to_dict(recipe)})
+            given = {"method": recipe.method, "seed": seed, **chosen, **to_dict(recipe)}
+            folder.open(given, collective.broadcast_object)
             return fit(
                 recipe,
                 data,
@@ -122,7 +123,7 @@ def fit(
         out.recognise("training data", fingerprint([train, validation]), "the hash by which a resume knows them again")
         if model is not None:
             out.recognise("first weights", weights_hash(model), "of the model that was passed in")
-    reporter = Reporter(verbose)
+    reporter = Reporter(verbose and collective.rank() == 0)
     runtime = Runtime.choose(device, precision, out.kept("precision") if out else None, workers)
     shape = data.image_shape
     sample = np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).round().astype(np.int64)
@@ -225,7 +226,7 @@ class Engine:
         """Print what was chosen automatically, and keep it in the run's recipe.toml."""
         self.decisions.append((name, value, reason))
         self.reporter.say(f"{name}: {value} ({reason})")
-        if self.folder is not None and collective.rank() == 0:
+        if self.folder is not None:
             self.folder.derive(name, value, reason)
 
     def run(self) -> None:
@@ -258,9 +259,11 @@ class Engine:
 
     def replay(self, number: int, stage: Stage, objective: Objective) -> bool:
         """Load a finished stage from its file, where there is one."""
-        saved = self.checkpoints.stage(number, stage.name) if self.checkpoints else None
-        if saved is None:
+        saved = collective.of_first(lambda: self.checkpoints and self.checkpoints.stage(number, stage.name))
+        if not saved:
             return False
+        # A stage may have ended by making the model narrower.
+        reshape(self.model, {name: t.shape for name, t in pick("model", saved.tensors).items()})
         restore(self.model, pick("model", saved.tensors), f"stage {stage.name}")
         restore(objective, pick("objective", saved.tensors), f"the objective of stage {stage.name}")
         self.history += saved.state["history"]

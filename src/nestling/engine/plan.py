@@ -54,7 +54,7 @@ def order_of(stage: Stage, key: int) -> RowOrder:
     Rows that are known to the stage's last level or finer are of one kind: batches are balanced by what it learns.
     """
     finest = stage.data.finest_known()
-    if stage.until is not None:
+    if stage.until in stage.data.taxonomy.levels:
         finest = np.minimum(finest, stage.data.taxonomy.level_index(stage.until))
     return RowOrder(
         finest if stage.rows is None else finest[stage.rows],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,49 @@ FINISHED = "report.html"
 class RunFolder:
     """``with RunFolder(path) as folder: folder.open(given); …; folder.begin()``; the lock is held inside the block.
 
-    Imports no torch, so that the lock is taken before that does.
+    Imports no torch, so that the lock is taken before that is loaded. Of several processes that train one run, the
+    ``writer`` alone takes the lock, reads and writes; the others are told what it read.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, writer: bool = True) -> None:
         self.path = Path(path)
+        self.writer = writer
         self.lock = RunLock(self.path)
         self.given: dict[str, Any] = {}
         self.derived: dict[str, dict[str, Any]] = {}
         self.begun = False
+        self.finished = False
 
     def __enter__(self) -> RunFolder:
-        self.lock.__enter__()
+        if self.writer:
+            self.lock.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.lock.__exit__(*error)
+        if self.writer:
+            self.lock.__exit__(*error)
 
     @property
     def recipe(self) -> Path:
         """The file of settings: ``[given]`` and ``[derived]``."""
         return self.path / "recipe.toml"
 
-    def open(self, given: Mapping[str, Any]) -> bool:
+    def open(self, given: Mapping[str, Any], share: Callable[[Any], Any] = lambda read: read) -> bool:
         """True where a run with these settings was begun here before. Writes nothing, and clears what a kill left.
 
+        ``share`` gives what the writer read to the processes that train with it: ``collective.broadcast_object``.
         Raises UsageError naming the fields in which the settings differ from those that the run was begun with.
         """
-        self.given = json.loads(json.dumps(given))
+        if self.writer:
+            self.begun = self._open(json.loads(json.dumps(given)))
+            self.finished = self.begun and (self.path / FINISHED).exists()
+        self.given, self.derived, self.begun, self.finished = share(
+            (self.given, self.derived, self.begun, self.finished)
+        )
+        return self.begun
+
+    def _open(self, given: dict[str, Any]) -> bool:
+        self.given = given
         if not self.recipe.exists():
             names = {p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY)}
             others = sorted(names - {self.lock.path.name})
@@ -68,7 +83,6 @@ class RunFolder:
                 "or the same settings"
             )
         self.derived = stored.get("derived", {})
-        self.begun = True
         remove_leftovers(self.path)
         return True
 
@@ -100,6 +114,8 @@ class RunFolder:
         return self.derived.get(name, {}).get("value")
 
     def _write(self) -> None:
+        if not self.writer:
+            return
         header = (
             f"# {' '.join(sys.argv)[:500]!r}\n"
             "# [given] was set; [derived] was chosen automatically, and is ignored where this file is a --config.\n"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from nestling import collective
 from nestling.data.stream import choose_workers
-from nestling.errors import UsageError, unknown
+from nestling.errors import NestlingError, UsageError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -27,6 +31,30 @@ def cpu_has_bf16() -> bool:
     except OSError:
         return False
     return any(flag in flags for flag in ("avx512_bf16", "amx_bf16"))
+
+
+@contextmanager
+def processes(device: str) -> Iterator[None]:
+    """Inside the block this process trains with the others that ``torchrun`` started, if it did.
+
+    Raises NestlingError where another of them has ended; torchrun then ends the rest.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or collective.is_distributed():
+        yield
+        return
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # The others wait for rank 0 while it decodes, clusters or writes.
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=12))
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" in str(error) or isinstance(error, dist.DistError):
+            raise NestlingError(f"rank {dist.get_rank()} has lost another process of this run") from error
+        raise
+    finally:
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -98,7 +126,10 @@ class Runtime:
         """Average gradients over the processes, where there are several and something is trained."""
         if not collective.is_distributed() or not any(p.requires_grad for p in module.parameters()):
             return module
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
+        # Buffers are broadcast by the engine, before every evaluation and checkpoint. torch 2.13 renamed the option.
+        parallel = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters
+        return parallel(module, **{"forward_sync_buffers" if renamed else "broadcast_buffers": False})
 
 
 def auto_precision(device: str) -> tuple[str, str]:

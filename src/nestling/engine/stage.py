@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +20,20 @@ from nestling.engine.checkpoint import Saved, collect, optimizer_tensors, pick, 
 from nestling.engine.optim import build_optimizer, rate
 from nestling.engine.plan import order_of
 from nestling.engine.predict import accuracy_per_level
-from nestling.engine.runtime import Runtime
+from nestling.engine.step import (
+    StepModule,
+    check_gradients,
+    check_weights,
+    listed_rows,
+    mark_trainable,
+    own,
+    set_modes,
+    values_of,
+)
 from nestling.errors import DivergedError, StorageError
 from nestling.files import Appender
-from nestling.methods.recipe import Context, Stage
-from nestling.models.model import Model
-from nestling.models.weights import restore
+from nestling.methods.recipe import Context, Hook, Perturb, Stage
+from nestling.models.weights import reshape, restore
 from nestling.objectives.terms import Objective
 from nestling.seeds import derive
 
@@ -55,19 +62,6 @@ class Progress:
     """Sum of the training loss in this epoch, and the number of its steps."""
 
 
-class StepModule(nn.Module):
-    """Model and objective as one module, so that what is parallel wraps the loss too."""
-
-    def __init__(self, model: Model, objective: Objective, runtime: Runtime, until: str | None) -> None:
-        super().__init__()
-        self.model, self.objective, self.runtime, self.until = model, objective, runtime, until
-
-    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        with self.runtime.autocast():
-            outputs = self.model(batch.inputs, until=self.until)
-        return self.objective(outputs, batch, progress)
-
-
 class StageRun:
     """One stage on its way: what is trained, how far it is, and the best weights so far."""
 
@@ -83,8 +77,9 @@ class StageRun:
             validation=engine.validation,
             predict=engine.predict,
             note=self.note,
+            epochs=stage.epochs,
         )
-        self.trained = self.mark_trainable()
+        self.trained = mark_trainable(stage, engine.model, objective)
         self.order = None
         if stage.epochs:
             self.rows = np.arange(len(stage.data)) if stage.rows is None else stage.rows
@@ -101,25 +96,13 @@ class StageRun:
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
 
+    def where(self) -> str:
+        """For messages."""
+        return f"in stage {self.stage.name} epoch {self.progress.epoch}"
+
     def note(self, name: str, value: object, reason: str) -> None:
         self.decisions.append((name, value, reason))
         self.engine.decide(name, value, reason)
-
-    def mark_trainable(self) -> dict[str, nn.Parameter]:
-        """Freeze all but what the stage declares, and return its parameters by name."""
-        self.engine.model.requires_grad_(False)
-        self.objective.requires_grad_(True)
-        for module in self.stage.trainable:
-            module.requires_grad_(True)
-        both = nn.ModuleDict({"model": self.engine.model, "objective": self.objective})
-        return {name: p for name, p in both.named_parameters() if p.requires_grad}
-
-    def set_modes(self) -> None:
-        """Training mode for what is trained; frozen norm layers and dropouts stay in evaluation mode."""
-        self.engine.model.eval()
-        self.objective.train()
-        for module in self.stage.trainable:
-            module.train()
 
     def run(self) -> None:
         """Train from the last checkpoint to the end of the stage, run its hook, and write its file."""
@@ -162,7 +145,7 @@ class StageRun:
         )
         data = self.engine.device_data(stage.data)
         while state.epoch < stage.epochs and not (stage.patience and state.stale >= stage.patience):
-            self.set_modes()
+            set_modes(stage, self.engine.model, self.objective)
             while state.step < self.order.steps:
                 self.step(module, data)
                 self.engine.reporter.step(state.epoch * self.order.steps + state.step)
@@ -178,6 +161,14 @@ class StageRun:
             if collective.broadcast_object(due):
                 self.save()
 
+    def perturbed(self, perturb: Perturb, batch: Batch) -> Batch:
+        """The batch that a second pass is made on; the first leaves the state of terms and reducers as it is."""
+        self.objective.eval()
+        with self.engine.runtime.autocast():
+            batch = perturb(self.engine.model, self.objective, batch)
+        self.objective.train()
+        return batch
+
     def step(self, module: nn.Module, data: DeviceData) -> None:
         """One update. Raises DivergedError where the loss or a gradient is not finite."""
         stage, state, order, engine = self.stage, self.progress, self.order, self.engine
@@ -188,7 +179,7 @@ class StageRun:
         key = derive(engine.seed, "augment", self.number)
         batch = data.batch(self.rows[rows], stage.augmentation, key, draws, images=next(self.ahead))
         if stage.perturb is not None:
-            batch = stage.perturb(engine.model, self.objective, batch)
+            batch = self.perturbed(stage.perturb, batch)
         progress = (state.epoch * order.steps + state.step) / (stage.epochs * order.steps)
         lr = stage.lr * rate(stage.optimizer, progress, state.losses)
         for group in self.optimizer.param_groups:
@@ -196,25 +187,22 @@ class StageRun:
         loss, terms = module(batch, progress)
         self.scaler.scale(loss).backward()
         if not self.checked:
-            self.check_gradients()
+            check_gradients(stage, self.trained)
+            self.checked = True
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
-        # Each process holds its share of the terms, so that their sum over processes is that of the global batch. The
-        # norm, the same on all, goes along: on a GPU every read waits for it.
-        stacked = torch.stack([norm.to(loss.device), loss.detach(), *terms.values()])
-        norm, value, *parts = (collective.all_sum(stacked) / collective.world_size()).tolist()
-        if not math.isfinite(value) or not (math.isfinite(norm) or self.scaler.is_enabled()):
-            what = "gradient" if math.isfinite(value) else "loss"
-            raise DivergedError(
-                f"the {what} is not finite in stage {stage.name} epoch {state.epoch} step {state.step}, rows "
-                f"{listed_rows(stage.data.index[self.rows[every]])}: lower optimizer.lr, or look at these rows; "
-                "the last checkpoint is kept"
-            )
+        value, parts = values_of(
+            loss,
+            terms,
+            self.trained,
+            self.scaler.is_enabled(),
+            lambda: f"{self.where()} step {state.step}, rows {listed_rows(stage.data.index[self.rows[every]])}",
+        )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.objective.step(lr)
         if stage.after_step is not None:
-            stage.after_step(self.context)
+            stage.after_step(self.hook_context())
         state.step += 1
         state.running = [state.running[0] + value, state.running[1] + 1]
         taken = state.epoch * order.steps + state.step
@@ -226,18 +214,8 @@ class StageRun:
                     "step": taken,
                     "loss": value,
                     "lr": lr,
-                    "terms": dict(zip(terms, parts, strict=True)),
+                    "terms": parts,
                 }
-            )
-
-    def check_gradients(self) -> None:
-        """After the first backward: what is declared trainable but has no gradient is a mistake in the recipe."""
-        self.checked = True
-        missing = [name for name, p in self.trained.items() if p.grad is None]
-        if missing:
-            raise ValueError(
-                f"stage {self.stage.name} declares {missing[0]} trainable, but its objective gives it no gradient "
-                f"({len(missing)} such parameters): leave it out of 'trainable', or use it in the objective"
             )
 
     @torch.no_grad()
@@ -249,10 +227,9 @@ class StageRun:
             "epoch": state.epoch + 1,
             "loss": state.running[0] / max(state.running[1], 1),
         }
+        check_weights(self.weights(), f"{self.where()}")
         if stage.after_epoch is not None:
-            self.engine.runtime.seed(derive(self.engine.seed, "after epoch", self.number, state.epoch))
-            stage.after_epoch(self.context)
-            self.synchronise()
+            self.run_hook(stage.after_epoch, "after epoch", state.epoch)
         if stage.select is not None and self.can_select:
             self.synchronise()
             outputs, labels = self.engine.predict(self.engine.validation, stage.until)
@@ -261,7 +238,7 @@ class StageRun:
             score = collective.broadcast_object(stage.select.metric(answers, labels, levels))
             if score != score or abs(score) == float("inf"):
                 raise DivergedError(
-                    f"the {stage.select.name} is not finite after stage {stage.name} epoch {state.epoch + 1}: "
+                    f"the {stage.select.name} is not finite {self.where()}: "
                     "lower optimizer.lr; the last checkpoint is kept"
                 )
             record |= {
@@ -295,6 +272,20 @@ class StageRun:
         """Give every process the buffers of rank 0; with batch-norm statistics of their own they decide differently."""
         collective.broadcast_tensors([*self.engine.model.buffers(), *self.objective.buffers()])
 
+    def hook_context(self) -> Context:
+        """What a hook sees of this moment."""
+        return replace(self.context, epoch=self.progress.epoch)
+
+    def run_hook(self, hook: Hook, *moment: str | int) -> None:
+        """Run a hook on rank 0, and give every process what it wrote, new shapes included."""
+        self.synchronise()
+        self.engine.runtime.seed(derive(self.engine.seed, *moment[:1], self.number, *moment[1:]))
+        if collective.rank() == 0:
+            hook(self.hook_context())
+        for module in (self.engine.model, self.objective):
+            reshape(module, collective.broadcast_object({name: t.shape for name, t in module.state_dict().items()}))
+            collective.broadcast_tensors(module.state_dict().values())
+
     def finish(self) -> None:
         """Restore the best weights, run the hook on rank 0, broadcast, and write the stage's file."""
         stage, engine = self.stage, self.engine
@@ -303,10 +294,7 @@ class StageRun:
             restore(self.objective, pick("objective", self.best), "the best epoch")
         if stage.at_end is not None:
             engine.model.eval()
-            engine.runtime.seed(derive(engine.seed, "at end", self.number))
-            if collective.rank() == 0:
-                stage.at_end(self.context)
-            collective.broadcast_tensors([*engine.model.state_dict().values(), *self.objective.state_dict().values()])
+            self.run_hook(stage.at_end, "at end")
         engine.history += self.progress.history
         if engine.checkpoints is None or engine.log is None:
             return
@@ -318,6 +306,7 @@ class StageRun:
         """Write a checkpoint of all that the next step depends on."""
         engine, state = self.engine, self.progress
         self.synchronise()
+        check_weights(self.weights(), self.where())
         if engine.checkpoints is None or engine.log is None:
             return
         began = time.monotonic()
@@ -337,7 +326,8 @@ class StageRun:
         engine = self.engine
         if engine.checkpoints is None or self.order is None:
             return False
-        saved, complaints = engine.checkpoints.latest(self.number)
+        checkpoints = engine.checkpoints
+        saved, complaints = collective.of_first(lambda: checkpoints.latest(self.number))
         for complaint in complaints:
             engine.reporter.say(complaint)
         if saved is None:
@@ -354,14 +344,3 @@ class StageRun:
         restore_optimizer(self.optimizer, pick("optimizer", saved.tensors))
         self.best = {name: t.to(engine.runtime.device) for name, t in pick("best", saved.tensors).items()} or None
         return True
-
-
-def own(rows: np.ndarray) -> np.ndarray:
-    """This process's part of a global batch."""
-    return rows[collective.rank() :: collective.world_size()]
-
-
-def listed_rows(rows: np.ndarray, limit: int = 8) -> str:
-    """``3, 17, 5``; past ``limit`` the rest is counted."""
-    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
-    return ", ".join(map(str, rows[:limit].tolist())) + more

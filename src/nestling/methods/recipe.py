@@ -87,6 +87,14 @@ class Context:
     """Rows to outputs of the model in evaluation mode, without augmentation, and their targets (n, levels)."""
     note: Callable[[str, object, str], None]
     """Records what was decided automatically: name, value, reason. Printed, and kept in the run's recipe.toml."""
+    epochs: int = 0
+    """Of the stage, at most."""
+    epoch: int = 0
+    """The one under way, or just over, from 0; ``epochs`` at the stage's end."""
+
+
+Hook = Callable[[Context], None]
+Perturb = Callable[[nn.Module, Objective, "Batch"], "Batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,12 +124,18 @@ class Stage:
     """None keeps the last epoch."""
     patience: int | None = None
     """Stop after so many epochs without a better one."""
-    perturb: Callable[[nn.Module, Objective, Batch], Batch] | None = None
-    """Replaces the batch before the step: the second pass of example robustness."""
-    after_step: Callable[[Context], None] | None = None
-    after_epoch: Callable[[Context], None] | None = None
-    at_end: Callable[[Context], None] | None = None
-    """Runs once, on the restored best weights; what it writes into buffers is saved with the stage."""
+    perturb: Perturb | None = None
+    """Replaces the batch before the step: the second pass of example robustness. What the objective keeps of a batch
+    stays as it is meanwhile: terms and reducers are in evaluation mode."""
+    after_step: Hook | None = None
+    """Runs on every process, which must all do the same: a momentum encoder."""
+    after_epoch: Hook | None = None
+    """Runs on the first process; what it writes into buffers (clusters) reaches the others, and the checkpoint."""
+    at_end: Hook | None = None
+    """Runs once on the first process, on the restored best weights. It may make the model narrower: weights and shapes
+    reach the other processes, and the stage's file."""
+    assume: Callable[[Model], str] | None = None
+    """What a dry run does in place of ``at_end``: changes shapes as that is expected to, and says what it assumes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,8 @@
-"""Weights into a module."""
+"""Weights into a module, and new shapes."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,3 +26,29 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
                 f"expected {tuple(own[name].shape)}"
             )
         own[name].copy_(tensor)
+
+
+@torch.no_grad()
+def reshape(module: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give weights and buffers these shapes, and layers the widths that go with them: how a pruned network comes back.
+
+    Where a shape changes, the numbers are undefined until they are restored. Names that the module lacks are skipped.
+    """
+    own = module.state_dict()
+    for name, shape in shapes.items():
+        if name not in own or own[name].shape == tuple(shape):
+            continue
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        tensor = own[name].new_empty(tuple(shape))
+        if leaf in owner._parameters:
+            owner.register_parameter(leaf, nn.Parameter(tensor, getattr(owner, leaf).requires_grad))
+        else:
+            owner.register_buffer(leaf, tensor)
+        match owner:
+            case nn.Conv2d() if leaf == "weight":
+                owner.out_channels, owner.in_channels = shape[0], shape[1] * owner.groups
+            case nn.Linear() if leaf == "weight":
+                owner.out_features, owner.in_features = shape
+            case nn.BatchNorm2d() | nn.BatchNorm1d() if leaf == "weight":
+                owner.num_features = shape[0]

@@ -36,6 +36,12 @@ class Term(nn.Module, ABC):
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values and weights per row."""
 
+    def step(self, lr: float) -> None:
+        """Move what the term keeps in buffers of its own; called after the optimiser's step, at its rate.
+
+        Gradients of all processes are gathered first, so that every process applies the same update.
+        """
+
     def __add__(self, other: Term | Objective) -> Objective:
         return 1.0 * self + other
 
@@ -58,6 +64,11 @@ class Objective(nn.Module):
         """The terms with their factors."""
         return list(zip(self.weights, self.terms, strict=True))  # type: ignore[arg-type]
 
+    def step(self, lr: float) -> None:
+        """Let the terms that have rows of their own move them."""
+        for _, term in self.weighted():
+            term.step(lr)
+
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective(self.weighted() + (other if isinstance(other, Objective) else 1.0 * other).weighted())
 
@@ -69,6 +80,8 @@ class Objective(nn.Module):
         for weight, term in self.weighted():
             factor = weight(progress) if callable(weight) else weight
             if factor == 0:
+                # Its own weights wait for it to be switched on: their gradient is 0, not missing.
+                total = total + 0.0 * sum(p.sum() for p in term.parameters() if p.requires_grad)
                 continue
             value = term.reducer(*term(outputs, batch), batch)
             values[term.name] = value.detach()

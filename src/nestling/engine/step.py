@@ -1,0 +1,116 @@
+"""What one update is made of: which weights move, the module that gives their loss, and the checks on what came out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from nestling import collective
+from nestling.data.batch import Batch
+from nestling.engine.runtime import Runtime
+from nestling.errors import DivergedError
+from nestling.methods.recipe import Stage
+from nestling.models.model import Model
+from nestling.objectives.terms import Objective
+
+
+class StepModule(nn.Module):
+    """Model and objective as one module, so that what is parallel wraps the loss too."""
+
+    def __init__(self, model: Model, objective: Objective, runtime: Runtime, until: str | None) -> None:
+        super().__init__()
+        self.model, self.objective, self.runtime, self.until = model, objective, runtime, until
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.runtime.autocast():
+            outputs = self.model(batch.inputs, until=self.until)
+        return self.objective(outputs, batch, progress)
+
+
+def mark_trainable(stage: Stage, model: Model, objective: Objective) -> dict[str, nn.Parameter]:
+    """Freeze all but what the stage declares, and return its parameters by name."""
+    model.requires_grad_(False)
+    objective.requires_grad_(True)
+    for module in stage.trainable:
+        module.requires_grad_(True)
+    both = nn.ModuleDict({"model": model, "objective": objective})
+    return {name: p for name, p in both.named_parameters() if p.requires_grad}
+
+
+def set_modes(stage: Stage, model: Model, objective: Objective) -> None:
+    """Training mode for what is trained; frozen norm layers and dropouts stay in evaluation mode."""
+    model.eval()
+    objective.train()
+    for module in stage.trainable:
+        module.train()
+
+
+def check_gradients(stage: Stage, trained: dict[str, nn.Parameter]) -> None:
+    """After the first backward: what is declared trainable but has no gradient is a mistake in the recipe."""
+    missing = [name for name, p in trained.items() if p.grad is None]
+    if missing:
+        raise ValueError(
+            f"stage {stage.name} declares {missing[0]} trainable, but its objective gives it no gradient "
+            f"({len(missing)} such parameters): leave it out of 'trainable', or use it in the objective"
+        )
+
+
+def values_of(
+    loss: Tensor,
+    terms: dict[str, Tensor],
+    trained: dict[str, nn.Parameter],
+    skips: bool,
+    where: Callable[[], str],
+) -> tuple[float, dict[str, float]]:
+    """Loss and terms of the global batch as numbers. Raises DivergedError, saying ``where``, if they are not finite.
+
+    Norms of weights and gradients go along, the same on every process: on a GPU each read waits for it. ``skips``:
+    a scaler leaves out a step whose gradient is not finite.
+    """
+    gradients = [p.grad for p in trained.values() if p.grad is not None]
+    norms = [get_total_norm(tensors).detach() for tensors in (list(trained.values()), gradients)]
+    # Each process holds its share of the terms, so that their sum over processes is that of the global batch.
+    stacked = torch.stack([*norms, loss.detach(), *terms.values()])
+    weight, gradient, value, *parts = (collective.all_sum(stacked) / collective.world_size()).tolist()
+    if math.isfinite(weight) and math.isfinite(value) and (skips or math.isfinite(gradient)):
+        return value, dict(zip(terms, parts, strict=True))
+    what = "gradient" if math.isfinite(value) else "loss"
+    if not math.isfinite(weight):
+        what = f"weight {first_not_finite(trained)}"
+    raise DivergedError(
+        f"the {what} is not finite {where()}: lower optimizer.lr, or look at these rows; the last checkpoint is kept"
+    )
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+
+
+def check_weights(tensors: dict[str, Tensor], where: str) -> None:
+    """Raise DivergedError where a tensor is not finite: it must neither be saved nor become the best."""
+    floating = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+    if not math.isfinite(get_total_norm(list(floating.values())).item()):
+        culprit = first_not_finite(floating)
+        # A norm may overflow where no weight does.
+        if culprit is not None:
+            raise DivergedError(
+                f"the weight {culprit} is not finite {where}: lower optimizer.lr; the last checkpoint is kept"
+            )
+
+
+def own(rows: np.ndarray) -> np.ndarray:
+    """This process's part of a global batch."""
+    return rows[collective.rank() :: collective.world_size()]
+
+
+def listed_rows(rows: Iterable[int], limit: int = 8) -> str:
+    """``3, 17, 5``; past ``limit`` the rest is counted."""
+    rows = list(map(int, rows))
+    more = f" and {len(rows) - limit} more" if len(rows) > limit else ""
+    return ", ".join(map(str, rows[:limit])) + more
