@@ -218,9 +218,12 @@ def test_rows_that_end_above_a_level_do_not_count_there() -> None:
         note=lambda name, _, reason: noted.update({name: reason}),
     )
     fit_temperatures(context)
-    assert "on 400 rows with 0 errors" in noted[f"temperature of {fine}"]
-    assert "on 400 rows" in noted[f"temperature of {fine} with rejection"]
-    assert "on 600 rows with 0 errors" in noted[f"temperature of {taxonomy.levels[0]}"]
+    assert "400 validation rows" in noted[f"temperature of {fine}"]
+    assert "400 validation rows" in noted[f"temperature of {fine} with rejection"]
+    assert "600 validation rows" in noted[f"temperature of {taxonomy.levels[0]}"]
+    # Layers that were never trained take the confidence away from heads that are always right.
+    said = noted[f"rejection class of {fine}"]
+    assert said.startswith("warning: ") and "calibration=temperature leaves it out" in said
 
 
 def test_temperature_refuses_what_it_cannot_use() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nestling import from_pretrained
-from nestling.commands import demo, pipeline
+from nestling import fit, from_pretrained, load_data
+from nestling.commands import demo, pipeline, words
 from nestling.errors import DataError, DivergedError, UsageError
 from nestling.evaluate.predictor import Predictor
-from nestling.methods import Recipe
+from nestling.methods import Nested, Recipe
 from running import FOUR, QUICK, Done, everything, nestling, picture, pixels, refuse, succeed, table, tree
 
 LEVEL = {"name", "accuracy", "confidence", "overconfidence", "ece", "tree_distance", "n"}
@@ -140,6 +141,14 @@ def test_a_level_of_one_class(tmp_path: Path) -> None:
     assert metrics["levels"][0]["accuracy"] == 1 and metrics["levels"][0]["confidence"] == pytest.approx(1)
 
 
+def test_rows_of_a_single_class(tmp_path: Path) -> None:
+    source = tree(tmp_path / "source", {"all/a": 10})
+    said = "warning: all training rows are of a single class: there is nothing to tell apart"
+    assert said in succeed("train", source, "--out", tmp_path / "run", *QUICK).err
+    source = tree(tmp_path / "other", {"all/a": 10, "all/b": 10})
+    assert said not in succeed("train", source, "--out", tmp_path / "other-run", *QUICK).err
+
+
 def test_no_test_row_knows_the_finest_level(tmp_path: Path) -> None:
     source = tree(tmp_path / "pictures", FOUR)
     header, lines = lines_of()
@@ -150,8 +159,9 @@ def test_no_test_row_knows_the_finest_level(tmp_path: Path) -> None:
     done = succeed("train", path, "--method", "flat-marginal", "--out", tmp_path / "run", *QUICK)
     metrics = check_run(tmp_path / "run", ["coarse", "fine"], done)
     assert metrics["levels"][1]["n"] == 0 and metrics["levels"][1]["accuracy"] is None
-    assert "no test row is labelled at level fine" in metrics["verdict"]
-    assert "fine: no labelled test row" in done.err and "n 0" in succeed("show", tmp_path / "run").out
+    assert "in fine accuracy: no test row is labelled there" in metrics["verdict"]
+    assert re.search(r"fine( +-){5} +0$", done.err, re.M)
+    assert re.search(r"fine( +-){5} +0$", succeed("show", tmp_path / "run").out, re.M)
 
 
 def lines_of(*more: str) -> tuple[list[str], list[list[str]]]:
@@ -213,7 +223,7 @@ def test_names_told_apart_by_path(tmp_path: Path) -> None:
     succeed("train", path, "--qualify-names", "--out", tmp_path / "table", *QUICK)
     for run in ("folder", "table"):
         assert from_pretrained(tmp_path / run).taxonomy.classes["fine"] == ("blue/x", "y", "red/x")
-        assert "coarse: accuracy" in succeed("evaluate", tmp_path / run).out
+        assert "\ncoarse  " in succeed("evaluate", tmp_path / run).out
 
 
 def test_baselines(tmp_path: Path) -> None:
@@ -227,6 +237,9 @@ def test_baselines(tmp_path: Path) -> None:
         lo, hi = comparison["interval"]
         assert lo <= hi
     assert {c["baseline"] for c in metrics["comparisons"]} == set(metrics["methods"])
+    # Every training is counted, and the precision given as chosen by the option alone.
+    assert "--- training 1 of 9: nested, learning rate 0.001" in done.err
+    assert "--- training 9 of 9: flat-marginal, learning rate 0.01" in done.err
     report, shown = (run / "report.html").read_text(encoding="utf-8"), succeed("show", run).out
     for line in metrics["verdict"].splitlines():
         assert line in done.err and line in shown
@@ -239,6 +252,13 @@ def test_baselines(tmp_path: Path) -> None:
     assert "\nlr = " not in (run / "recipe.toml").read_text(encoding="utf-8").split("[derived")[0]
     again = succeed("train", "--config", run / "recipe.toml", "--out", run)
     assert "is finished" in again.err
+
+
+def test_a_precision_chosen_automatically_is_not_called_given(tmp_path: Path) -> None:
+    quick = [word for word in QUICK if word not in ("--precision", "fp32")]
+    done = succeed("train", "digits", "--baselines", "--out", tmp_path / "run", *quick, "optimizer.lr=0.01")
+    said = {line for line in done.err.splitlines() if line.startswith("precision: ")}
+    assert len(said) == 1 and "as given" not in said.pop() and "--- training 7 of 7: " in done.err
 
 
 def test_baselines_choose_their_own_rate_on_the_same_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,6 +343,8 @@ def test_answers_as_a_table(colours: Path, pictures: list[Path], tmp_path: Path)
     # With no file asked for, a line for each on stdout.
     lines = succeed("predict", colours, *pictures).out.splitlines()
     assert len(lines) == 4 and all(str(path) in line and " > " in line for path, line in zip(pictures, lines))
+    for line, answer in zip(lines, answers, strict=True):
+        assert ("unsure: below 90 %" in line) == (answer["answer"]["confidence"] < 0.9)
 
 
 def test_folders_without_pictures(colours: Path, tmp_path: Path) -> None:
@@ -463,12 +485,19 @@ def test_figures_as_json(digits: Path, tmp_path: Path) -> None:
     assert not done.err
     done = succeed("evaluate", digits, "--json", tmp_path / "figures.json")
     assert json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["levels"] == kept["levels"]
-    assert "nested on digits, test: 450 rows" in done.out and "accuracy" in done.out
+    assert "nested on digits, test: 450 rows" in done.out
+    header, *rows = succeed("evaluate", digits, "--distort", "half:top").out.splitlines()[1:]
+    titles = ["level", "accuracy %", "confidence %", "overconfidence", "calibration error %", "tree distance", "rows"]
+    assert re.split(r"  +", header.strip()) == titles and len({len(row) for row in (header, *rows)}) == 1
+    assert [row.split()[0] for row in rows] == ["clean", "middle", "fine", "half:top", "middle", "fine"]
+    coarse = kept["levels"][0]
+    assert rows[0].split()[2] == f"{100 * coarse['accuracy']:.1f}" and f"{coarse['tree_distance']:.2f}" in rows[0]
     assert json.loads(succeed("evaluate", digits / "model", "--json", "-").out)["levels"] == kept["levels"]
 
 
 def test_other_rows(digits: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "train: 1347 rows" in succeed("evaluate", digits, "--split", "train").out
+    done = succeed("evaluate", digits, "--split", "train")
+    assert "train: 1347 rows" in done.out and "warning: the model was trained on rows of split train" in done.err
     assert "all: 32 rows" in succeed("evaluate", colours, "--split", "all").out
     refuse(2, ["unknown split", "nope", "'train', 'test'"], "evaluate", digits, "--split", "nope")
     lines = [["a.png", "red", "a"], ["b.png", "blue", ""], ["c.png", "blue", "d"]]
@@ -477,9 +506,17 @@ def test_other_rows(digits: Path, colours: Path, tmp_path: Path, monkeypatch: py
     own = table(tmp_path / "own.csv", ["path", "coarse", "fine"], lines)
     found = json.loads(succeed("evaluate", colours, "--source", own, "--split", "all", "--json", "-").out)
     assert [entry["n"] for entry in found["levels"]] == [3, 2]
-    # Columns of other names are taken in the order of the levels; one alone by its names.
+    # Of rows that another wrote, a part is evaluated only where that is said.
+    refuse(3, ["too few to cut a test split", "'all'"], "evaluate", colours, "--source", own)
+    other = tree(tmp_path / "other", FOUR)
+    done = succeed("evaluate", colours, "--source", other)
+    assert "test: 6 of 32 rows, because the source has no test split" in done.err
+    assert "--split all evaluates every row" in done.err and "warning" not in done.err
+    # Columns of other names are taken in the order of the levels, which is said; one alone by its names.
     table(own, ["path", "kind", "sort"], lines)
-    assert "all: 3 rows" in succeed("evaluate", colours, "--source", own, "--split", "all").out
+    done = succeed("evaluate", colours, "--source", own, "--split", "all")
+    assert "all: 3 rows" in done.out
+    assert done.err == "columns taken as levels by their position: 'kind' as 'coarse', 'sort' as 'fine'\n"
     table(own, ["path", "label"], [line[:2] for line in lines])
     found = json.loads(succeed("evaluate", colours, "--source", own, "--split", "all", "--json", "-").out)
     assert [entry["n"] for entry in found["levels"]] == [3, 0]
@@ -521,9 +558,8 @@ def test_show(digits: Path, tmp_path: Path) -> None:
     for part in ('source = "digits"', "epochs = 1", "precision: fp32 (as given)", "backbone: conv:4/8 (as given)"):
         assert part in shown
     accuracy = figures(digits)["levels"][2]["accuracy"]
-    assert (
-        f"fine         accuracy {accuracy:.4f}" in shown and "n 450" in shown and str(digits / "report.html") in shown
-    )
+    assert f"fine    {100 * accuracy:>10.1f}  " in shown and "  450\n" in shown and str(digits / "report.html") in shown
+    assert "\n  patience = " in shown and "\n  optimizer.patience = " in shown and "\n  optimizer.lr = 0.003\n" in shown
     card = succeed("show", digits / "model").out
     assert card == (digits / "model" / "README.md").read_text(encoding="utf-8") + "\n"
     run = Path(shutil.copytree(digits, tmp_path / "run"))
@@ -536,6 +572,40 @@ def test_show(digits: Path, tmp_path: Path) -> None:
     for content in ("a = = 3", "", "given = 3", "[given]\n[derived]\nx = 3", "\xff"):
         (run / "recipe.toml").write_text(content, encoding="latin-1")
         refuse(5, [str(run)], "show", run)
+
+
+def test_a_training_in_python(colours: Path, tmp_path: Path) -> None:
+    """Its folder is shown; what is missing is the model, which the run saves beside the rest."""
+    folder = tmp_path / "run"
+    data = load_data(colours.parent / "colours")
+    recipe = Nested(epochs=1, steps_per_epoch=2, batch_size=16)
+    run = fit(recipe, data, out=folder, backbone="conv:4/8", device="cpu", verbose=False)
+    shown = succeed("show", folder).out
+    assert "stages finished: coarse, fine, temperature; no model is saved" in shown
+    again = f"run.save_pretrained('{folder / 'model'}')"
+    for command in (("predict", folder, colours.parent / "colours"), ("evaluate", folder)):
+        refuse(2, ["trained by nestling.fit", "the same call of fit", again], *command)
+    run.save_pretrained(folder / "model")
+    assert f"model: {folder / 'model'}" in succeed("show", folder).out
+    assert len(succeed("predict", folder, colours.parent / "colours").out.splitlines()) == 32
+
+
+def test_the_program_is_named_as_it_can_be_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "bin" / "nestling"
+    script.parent.mkdir()
+    script.write_text("", encoding="utf-8")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    for called, said in (
+        (str(script), str(script)),
+        ("-c", "nestling"),
+        (str(tmp_path / "__main__.py"), f"{sys.executable} -m nestling"),
+    ):
+        monkeypatch.setattr(sys, "argv", [called])
+        assert words.program() == said
+    monkeypatch.setenv("PATH", str(script.parent))
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    assert words.program() == "nestling"
 
 
 def test_show_imports_no_torch(digits: Path) -> None:

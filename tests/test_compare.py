@@ -217,10 +217,8 @@ def test_the_verdict_on_calibration(interval: tuple[float, float, float], words:
 
 
 def test_the_verdict_names_every_baseline_and_what_the_intervals_are() -> None:
-    """Other levels and conditions do not enter; below three seeds the intervals are over rows alone, which is said."""
+    """Clean calibration does not enter; below three seeds the intervals are over rows alone, which is said."""
     given = [
-        comparison("accuracy", 0.9, 0.8, 1.0, level="coarse"),
-        comparison("accuracy", 0.9, 0.8, 1.0, condition="blur:1"),
         comparison("accuracy", 0.01, 0.001, 0.02),
         comparison("accuracy", -0.01, -0.02, -0.001, name="end-to-end"),
         comparison("calibration gap", 0.9, 0.8, 1.0, condition="clean"),
@@ -228,11 +226,29 @@ def test_the_verdict_names_every_baseline_and_what_the_intervals_are() -> None:
     said = verdict("nested", given, "fine", 3)
     assert "nested beats flat in fine accuracy (+1.0 points [+0.1, +2.0])." in said
     assert "nested loses to end-to-end in fine accuracy (-1.0 points [-2.0, -0.1])." in said
-    assert "90.0" not in said and "calibration" not in said
+    assert "90.0" not in said and "calibration" not in said and "Points are percentage points" in said
     assert said.endswith("paired 95 % intervals over seeds and test rows, 3 seeds.")
     assert verdict("nested", given, "fine", 2).endswith("intervals over test rows, 2 seeds.")
     one = verdict("nested", given, "fine", 1)
     assert one.endswith("intervals over test rows, 1 seed, which says nothing of how seeds differ.")
+
+
+def test_the_verdict_tells_of_clear_differences_elsewhere() -> None:
+    """At coarser levels and under distortion, losses first; what may be nothing is left out."""
+    given = [
+        comparison("accuracy", 0.01, -0.01, 0.03),
+        comparison("accuracy", -0.02, -0.03, -0.01, level="coarse"),
+        comparison("accuracy", 0.04, 0.01, 0.07, level="middle"),
+        comparison("accuracy", -0.312, -0.521, -0.104, condition="blur:1"),
+        comparison("accuracy", -0.9, -1.0, 0.0, condition="blur:2"),
+    ]
+    assert verdict("nested", given, "fine", 3).splitlines()[0] == (
+        "nested is not told apart from flat in fine accuracy (+1.0 points [-1.0, +3.0]); it is clearly worse in coarse "
+        "accuracy (-2.0 points [-3.0, -1.0]), fine accuracy under blur:1 (-31.2 points [-52.1, -10.4]); it is "
+        "clearly better in middle accuracy (+4.0 points [+1.0, +7.0])."
+    )
+    without = verdict("nested", given[1:2], "fine", 3)
+    assert "not compared with flat in fine accuracy: no test row" in without and "worse in coarse" in without
 
 
 # Over seeds ----------------------------------------------------------------------------------------------------------

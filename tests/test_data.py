@@ -87,6 +87,18 @@ def test_subset_keeps_what_belongs_to_a_row(toy_data: LabelledData) -> None:
     assert texts.subset([1]).inputs == ["b"]
 
 
+def test_what_is_printed_of_data_is_a_line(toy_data: LabelledData) -> None:
+    said = repr(toy_data.keep({"fine": 0.5}))
+    count = len(toy_data)
+    assert (
+        "\n" not in said and len(said) < 200 and f"{count} rows of {'x'.join(map(str, toy_data.image_shape))}" in said
+    )
+    for level, known in zip(toy_data.taxonomy.levels, (count, count, count // 2), strict=True):
+        assert f"{level} ({len(toy_data.taxonomy.classes[level])} classes, {known} known)" in said
+    texts = LabelledData(["a text"], np.zeros((1, 1), int), Taxonomy.from_paths(["a", "b"]))
+    assert repr(texts) == "LabelledData('data', 1 rows of texts: level-1 (2 classes, 1 known))"
+
+
 def test_finest_known_counts_a_ragged_leaf_as_finest() -> None:
     taxonomy = Taxonomy.from_paths(["a/x", "a/y", "b"])
     labels = taxonomy.encode([("a", "x"), ("a", None), ("b", None), (None, None)])

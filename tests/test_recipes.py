@@ -284,7 +284,7 @@ def test_temperatures_change_probabilities_not_decisions(toy_data: LabelledData)
     after = model.answers(outputs)
     assert [name for name, _, _ in noted] == [f"temperature of {level}" for level in LEVELS]
     for level, (_, value, reason) in zip(LEVELS, noted):
-        assert value > 2 and reason.startswith("T = ")
+        assert value > 2 and reason.startswith("lowers confidences, which on ")
         torch.testing.assert_close(before.separate[level].argmax(1), after.separate[level].argmax(1), rtol=0, atol=0)
         assert after.separate[level].max(1).values.mean() < before.separate[level].max(1).values.mean() - 0.1
         torch.testing.assert_close(after.separate[level], (logits[level] / value).softmax(1), rtol=1e-3, atol=1e-4)
@@ -313,7 +313,7 @@ def test_the_temperature_stage_of_a_run(data: LabelledData) -> None:
     said = {name: (value, reason) for name, value, reason in run.decisions}
     value, reason = said["temperature of fine"]
     _, validation = cut_rows(data, None, 0)
-    assert f"{(validation.labels[:, 2] >= 0).sum()} rows" in reason
+    assert f"{(validation.labels[:, 2] >= 0).sum()} validation rows" in reason
     assert run.model.calibration.temperature.item() == pytest.approx(value, abs=1e-4)
 
 

@@ -19,6 +19,7 @@ from nestling.report import (
     calibration,
     comparison,
     curves,
+    examples,
     icicle,
     plots,
     render,
@@ -212,6 +213,22 @@ def test_what_has_no_data_is_left_out():
     assert "±" not in page.words
 
 
+def test_answers_that_nobody_vouches_for_are_marked():
+    """The coarsest class, answered for want of a better one: also where the coarsest level is the finest."""
+    tree = Taxonomy.from_paths(["a", "b"])
+    sure, unsure = (
+        Example(image=None, truth=["a"], path=["a"], confidence=[confidence], item="a text",
+                answer={"level": tree.levels[0], "class": "a", "confidence": confidence})
+        for confidence in (0.95, 0.6)
+    )  # fmt: skip
+    content = Content(title="t", source="s", metrics={"method": "nested"}, taxonomy=tree, examples=[sure, unsure])
+    assert [(group.title.split(":")[0], len(group.cards)) for group in examples.groups(content)] == [
+        ("Unsure of every class", 1),
+        ("Sure down to the finest class", 1),
+    ]
+    assert Page(render(content)).words.count("(unsure: below 90 %)") == 1
+
+
 def test_text_rows_and_rows_without_labels_are_shown():
     taxonomy = Taxonomy.from_paths(["a/x", "a/y"])
     example = Example(
@@ -243,6 +260,25 @@ def test_the_headline_says_by_how_much(digits):
     assert "the difference to a (94.8 %) is within noise. It is clearly ahead of b." in near.text
     lost = summary.headline(make(digits, rivals={"a": 0.99, "b": 0.9}))
     assert lost.text == "97.0 % accuracy at the finest level, fine: 2.0 points more than nested (95.0 %)."
+
+
+def test_the_headline_tells_of_clear_losses_elsewhere(digits):
+    content = make(digits, rivals={"flat-marginal": 0.968})
+    more = [
+        {"baseline": "flat-marginal", "level": level, "metric": "accuracy", "condition": condition,
+         "difference": difference, "interval": interval}
+        for level, condition, difference, interval in (
+            ("coarse", "clean", 0.02, [0.01, 0.03]),
+            ("fine", "turbulence:1,0.5", -0.312, [-0.521, -0.104]),
+            ("fine", "turbulence:1,0.25", -0.1, [-0.2, 0.1]),
+        )
+    ]  # fmt: skip
+    metrics = {**content.metrics, "comparisons": [*content.metrics["comparisons"], *more]}
+    found = summary.headline(dataclasses.replace(content, metrics=metrics))
+    assert found.outcome == "open" and found.text.endswith(
+        "Elsewhere nested is clearly worse than flat-marginal (fine under turbulence:1,0.5 −31.2 points); "
+        "clearly better than flat-marginal (coarse +2.0 points)."
+    )
 
 
 def test_the_best_values_are_marked_ties_included(digits):

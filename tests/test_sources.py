@@ -272,6 +272,8 @@ def test_labels_that_contradict_name_their_rows(tmp_path: Path) -> None:
     rows = [*ROWS, ("plant", "owl")]
     with pytest.raises(DataError, match=r"t\.csv: .*'owl'.*24.*"):
         load_data(text_csv(tmp_path / "t.csv", rows))
+    with pytest.raises(DataError, match=r"where the columns 'coarse', 'fine' are not in order, .* --levels a,b,c"):
+        load_data(tmp_path / "t.csv")
     data = load_data(text_csv(tmp_path / "t.csv", rows), "all", qualify_names=True)
     assert data.taxonomy.classes["fine"] == ("animal/owl", "wren", "ash", "oak", "plant/owl")
     assert names(data, 24) == ["plant", "plant/owl"]
@@ -429,6 +431,21 @@ def test_only_a_test_split(tmp_path: Path) -> None:
     assert len(load_data(tmp_path, "test")) == 24
     with pytest.raises(UsageError, match=r"unknown split of .* train: expected one of 'test', 'all'"):
         load_data(tmp_path)
+    # The name as it was typed, not what it stands for.
+    with pytest.raises(UsageError, match=r"unknown split of .* valid: expected"):
+        load_data(tmp_path, "valid")
+
+
+def test_a_picture_in_two_rows_is_warned_of(tmp_path: Path) -> None:
+    """Whichever splits they are in."""
+    folder_tree(tmp_path / "pictures", ["p"], count=2)
+    table = tmp_path / "table.csv"
+    table.write_text("path,split,kind\npictures/p/0.png,train,a\npictures/p/1.png,train,b\npictures/p/0.png,test,a\n")
+    for split in ("train", "test"):
+        notes = load_data(table, split).notes
+        assert any("warning: 1 input stands in more than one row" in note and "0.png" in note for note in notes)
+    table.write_text("path,split,kind\npictures/p/0.png,train,a\npictures/p/1.png,train,b\n")
+    assert not any("warning" in note for note in load_data(table).notes)
 
 
 # Names, hub --------------------------------------------------------------------------------------------------------

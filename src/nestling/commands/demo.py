@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestling.commands.train import answer, say
+from nestling.commands.words import program
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.errors import UsageError
 
@@ -57,13 +58,13 @@ def demo(command: Demo) -> int:
         given = {"source": SOURCE, "method": "nested", "seed": 0, "seeds": command.seeds, "known": KNOWN}
         begun = folder.open(given | {"precision": PRECISION} | to_dict(chosen["nested"]))
         if begun and (out / FINISHED).exists():
-            say(f"{out} is finished: nestling show {out} prints it")
+            say(f"{out} is finished: {program()} show {out} prints it")
         else:
             if not begun:
                 folder.begin()
             work(folder, chosen, list(range(command.seeds)), began)
     model = out / "model"
-    answer(f"report: {out / FINISHED}\nmodel:  {model}\ntry:    nestling predict {model} {out / 'examples'}")
+    answer(f"report: {out / FINISHED}\nmodel:  {model}\ntry:    {program()} predict {model} {out / 'examples'}")
     return 0
 
 

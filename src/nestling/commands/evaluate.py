@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from nestling.bundle import load_bundle
-from nestling.commands.pipeline import describe, left_out
+from nestling.commands.show import require_model
 from nestling.commands.train import say
+from nestling.commands.words import score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.sources import load_data
+from nestling.data.tables import split_name
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.measure import measure, outputs_of
@@ -22,6 +25,7 @@ from nestling.provenance import provenance
 
 if TYPE_CHECKING:
     from nestling.cli import Evaluate
+    from nestling.data.dataset import LabelledData
 
 
 def evaluate(command: Evaluate) -> int:
@@ -29,6 +33,7 @@ def evaluate(command: Evaluate) -> int:
     began = time.monotonic()
     for spec in command.distort:
         parse_distortion(spec)
+    require_model(Path(command.run))
     bundle = load_bundle(command.run)
     runtime = Runtime.choose(command.device, "fp32")
     source = command.source or bundle.config.get("source")
@@ -55,11 +60,11 @@ def evaluate(command: Evaluate) -> int:
         raise UsageError(f"{error}; {command.run} was trained on {source!r}: give --source where it is now") from error
     if len(data) == 0 or not (data.labels >= 0).any():
         raise DataError(f"no row of {source}, split {command.split}, is labelled: there is nothing to score")
-    for note in left_out(data):
-        say(note)
     outputs = outputs_of(bundle.model, bundle.preprocessing, data, runtime, command.distort)
     if not all(torch.isfinite(logits).all() for found in outputs.values() for logits in found.logits.values()):
         raise StorageError(f"the outputs of {command.run} are not finite: its weights are damaged; train again")
+    for note in remarks(data, source, command.split, bundle.config.get("source")):
+        say(note)
     measurement = measure(bundle.model, outputs, data)
     method = bundle.model.config["method"]
     metrics = measurement.metrics | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
@@ -69,10 +74,24 @@ def evaluate(command: Evaluate) -> int:
     if command.json:
         write_json(command.json, metrics)
     print(f"{method} on {source}, {command.split}: {len(data)} rows", file=sys.stdout)
-    for level in metrics["levels"]:
-        print("  " + describe(level))
-    for name, found in metrics["distortions"].items():
-        print(name)
-        for level in found["levels"]:
-            print("  " + describe(level))
+    conditions = {"clean": metrics, **metrics["distortions"]} if command.distort else {"": metrics}
+    print("\n".join(score_lines({name: found["levels"] for name, found in conditions.items()})))
     return 0
+
+
+def remarks(data: LabelledData, source: str, split: str, trained_on: str | None) -> list[str]:
+    """What to know of the rows before their figures are believed."""
+    found = [note for note in data.notes if not note.startswith("pictures of ")]
+    if trained_on is not None and same_source(source, trained_on):
+        if (split_name(split) or split) in ("train", "validation", "all"):
+            found.append(
+                f"warning: the model was trained on rows of split {split}, and looks better on them than it is"
+            )
+    elif any("no test split" in note for note in data.notes):
+        found.append("--split all evaluates every row")
+    return found
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether two sources are of one name, or one place."""
+    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())

@@ -6,14 +6,17 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from nestling.bundle import from_pretrained
+from nestling.commands.show import require_model
 from nestling.data.images import find_images, read_images
 from nestling.errors import UsageError
+from nestling.evaluate.decide import CONFIDENT
 from nestling.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ def predict(command: Predict) -> int:
         raise UsageError("--json - and --csv - both want stdout: give one of them a file")
     if not command.files:
         raise UsageError("predict needs at least one picture or folder")
+    require_model(Path(command.run))
     predictor = from_pretrained(command.run, command.device)
     preprocessing = predictor.preprocessing
     paths = [path for name in command.files for path in find_images(name)]
@@ -72,7 +76,9 @@ def write(command: Predict, results: list[dict[str, Any]]) -> None:
                 f"{name} {100 * confidence:.0f} %"
                 for name, confidence in zip(result["path"], result["confidence"], strict=True)
             )
-            print(f"{result['input']}: {result['answer']['class']} ({result['answer']['level']})   {steps}")
+            answer = result["answer"]
+            unsure = "" if answer["confidence"] >= CONFIDENT else f", unsure: below {100 * CONFIDENT:.0f} %"
+            print(f"{result['input']}: {answer['class']} ({answer['level']}{unsure})   {steps}")
 
 
 def table(results: list[dict[str, Any]]) -> str:

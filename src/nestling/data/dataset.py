@@ -84,6 +84,12 @@ class LabelledData:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def __repr__(self) -> str:
+        shape = "texts" if isinstance(self.inputs, list) else "x".join(map(str, self.inputs.shape[1:]))
+        known = zip(self.taxonomy.levels, (self.labels >= 0).sum(axis=0), strict=True)
+        levels = ", ".join(f"{level} ({len(self.taxonomy.classes[level])} classes, {n} known)" for level, n in known)
+        return f"LabelledData({self.name!r}, {len(self)} rows of {shape}: {levels})"
+
     def subset(self, rows: np.ndarray | Sequence[int]) -> LabelledData:
         """The given rows, in that order: int numbers (k,), or a mask (n,)."""
         rows = np.asarray(rows)

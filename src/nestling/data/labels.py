@@ -27,17 +27,23 @@ def encode(
     taxonomy: Taxonomy | None = None,
     levels: Sequence[str] | None = None,
     qualify: bool = False,
-) -> tuple[Taxonomy, dict[str, np.ndarray]]:
-    """The taxonomy of a source, the same for all of its splits, and for every split int64 codes (n, levels).
+) -> tuple[Taxonomy, dict[str, np.ndarray], tuple[str, ...]]:
+    """The taxonomy of a source, the same for all of its splits, for every split int64 codes (n, levels), and notes.
 
     Raises ``UsageError`` for a level that is no column, ``DataError`` for a column that cannot be a level, and, naming
     rows, for labels that contradict each other or are not in the taxonomy.
     """
     columns = level_columns(concatenate(list(splits.values())), name, taxonomy, levels)
+    notes = by_position(columns) if taxonomy is not None else ()
     order = tuple(columns) if taxonomy is None else taxonomy.levels
     tables = {split: _table(rows, columns, order, taxonomy) for split, rows in splits.items()}
     if taxonomy is None:
-        taxonomy = _grow(tables, name, order, qualify)
+        try:
+            taxonomy = _grow(tables, name, order, qualify)
+        except DataError as error:
+            if "has two parents" not in str(error):
+                raise
+            raise DataError(f"{error}; where the columns {listed(order)} are not in order, {_REMEDY}") from None
     labels = {}
     for split, table in tables.items():
         try:
@@ -49,7 +55,7 @@ def encode(
                 raise DataError(f"{_place(name, split)}: {error}") from None
             raise
         labels[split] = codes[table.which]
-    return taxonomy, labels
+    return taxonomy, labels, notes
 
 
 class _Table(NamedTuple):
@@ -85,6 +91,12 @@ def _grow(tables: Mapping[str, _Table], name: str, levels: tuple[str, ...], qual
         except DataError as error:
             raise DataError(f"{name} (rows of {', then '.join(tables)}): {error}") from None
         raise fault
+
+
+def by_position(columns: Mapping[str, str]) -> tuple[str, ...]:
+    """What to say where columns are levels of other names by their order alone."""
+    pairs = [f"{column!r} as {level!r}" for level, column in columns.items() if level not in ("*", column)]
+    return (f"columns taken as levels by their position: {', '.join(pairs)}",) if pairs else ()
 
 
 def level_columns(

@@ -6,6 +6,7 @@ the rows asked for are chosen, and only these are decoded.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -67,7 +68,7 @@ def load_data(
         taxonomy = Taxonomy.load(taxonomy)
     if levels is None and taxonomy is None:
         levels = found.levels
-    taxonomy, codes = encode(found.splits, found.place, taxonomy, levels, qualify_names or found.qualify)
+    taxonomy, codes, fitted = encode(found.splits, found.place, taxonomy, levels, qualify_names or found.qualify)
     rows, labels, notes = _choose(found, codes, taxonomy, split, seed)
     items = rows.items
     groups = _group_codes(rows.groups)
@@ -84,7 +85,7 @@ def load_data(
         items=tuple(items[row] for row in kept.tolist()),
         groups=None if groups is None else groups[kept],
         name=found.name,
-        notes=(*found.notes, *notes, *more),
+        notes=(*found.notes, *fitted, *_twice(found), *notes, *more),
     )
 
 
@@ -104,10 +105,10 @@ def _choose(
     """The rows of a split with their labels (n, levels), and what to say of the choice."""
     if split == "all":
         return concatenate(list(found.splits.values())), np.concatenate(list(codes.values())), ()
-    split = split_name(split) or split
+    typed, split = split, split_name(split) or split
     whole = found.cut_from
     if split not in found.available:
-        raise unknown(f"split of {found.place}", split, (*found.available, "all"))
+        raise unknown(f"split of {found.place}", typed, (*found.available, "all"))
     if whole is None or split not in ("train", "test"):
         return found.splits[split], codes[split], ()
     rows, labels = found.splits[whole], codes[whole]
@@ -115,13 +116,25 @@ def _choose(
     part = assign(strata(labels, taxonomy), (1 - TEST_SHARE, TEST_SHARE), derive(seed, "train and test"), groups)
     chosen = np.flatnonzero(part == (split == "test"))
     if not len(chosen):
-        raise DataError(f"{found.place}: its {len(rows)} rows are too few to cut a test split: give more rows")
+        raise DataError(
+            f"{found.place}: its {len(rows)} rows are too few to cut a test split: give more, or take the split 'all'"
+        )
     kept_whole = ", groups kept whole" if groups is not None else ""
     note = (
         f"{split}: {len(chosen):,} of {len(rows):,} rows, because the source has no test split: "
         f"cut 80/20, stratified by class{kept_whole}, seed {seed}"
     )
     return rows.select(chosen), labels[chosen], (note,)
+
+
+def _twice(found: Source) -> tuple[str, ...]:
+    """A warning of pictures that stand in more than one row, perhaps of different splits."""
+    counts = Counter(item for rows in found.splits.values() for item in rows.items)
+    names = [item for item, count in counts.items() if count > 1]
+    if not names:
+        return ()
+    many = "1 input stands" if len(names) == 1 else f"{len(names):,} inputs stand"
+    return (f"warning: {many} in more than one row, and may be in training and test rows both: {listed(names, 3)}",)
 
 
 def _group_codes(groups: Sequence[str | None] | None) -> np.ndarray | None:

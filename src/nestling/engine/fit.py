@@ -118,7 +118,9 @@ def fit(
                 workers=workers,
                 verbose=verbose,
             )
+    given = 0 if validation is None else len(validation)
     train, validation = cut_rows(data, validation, seed)
+    calibration = len(data) + given - len(train) - len(validation)
     if out is not None:
         out.recognise("training data", fingerprint([train, validation]), "the hash by which a resume knows them again")
         if model is not None:
@@ -150,7 +152,7 @@ def fit(
         if backbone == "auto"
         else "as given",
     )
-    rows = f"{len(train)} training, {len(validation)} validation"
+    rows = f"{len(train)} training, {len(validation)} validation, {calibration} calibration"
     engine.decide("rows", rows, "cut within each class of the finest known level")
     # Whatever the recipe cannot do is found before anything is written or trained.
     plan(recipe, model, train)

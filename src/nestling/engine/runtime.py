@@ -129,7 +129,8 @@ class Runtime:
         # Buffers are broadcast by the engine, before every evaluation and checkpoint. torch 2.13 renamed the option.
         parallel = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(parallel).parameters
-        return parallel(module, **{"forward_sync_buffers" if renamed else "broadcast_buffers": False})
+        kept: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return parallel(module, **kept)
 
 
 def auto_precision(device: str) -> tuple[str, str]:

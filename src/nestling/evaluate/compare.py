@@ -107,24 +107,35 @@ def gap_interval(
 
 
 def verdict(method: str, comparisons: Sequence[dict[str, Any]], finest: str, num_seeds: int) -> str:
-    """For each baseline by how much it is beaten, or not, in accuracy at the finest level, and in calibration."""
+    """For each baseline by how much it is beaten, or not, in accuracy at the finest level, and in calibration.
+
+    Accuracies at coarser levels and under distortion are named where their interval excludes 0.
+    """
     sentences = []
     for name in dict.fromkeys(c["baseline"] for c in comparisons):
         mine = [c for c in comparisons if c["baseline"] == name]
         fine = [c for c in mine if c["metric"] == "accuracy" and c["level"] == finest and c["condition"] == CLEAN]
-        if not fine:
-            sentences.append(f"{method} is not compared with {name}: no test row is labelled at level {finest}.")
-            continue
-        clean = fine[0]
-        won = _outcome(clean, "beats", "loses to", "is not told apart from")
-        sentence = f"{method} {won} {name} in {finest} accuracy ({_points(clean)})"
+        if fine:
+            won = _outcome(fine[0], "beats", "loses to", "is not told apart from")
+            sentence = f"{method} {won} {name} in {finest} accuracy ({_points(fine[0])})"
+        else:
+            sentence = f"{method} is not compared with {name} in {finest} accuracy: no test row is labelled there"
         for c in (c for c in mine if c["metric"] == "calibration gap" and c["condition"] == "distorted"):
             size = _outcome(c, "larger", "smaller", "not told apart")
             sentence += f"; its calibration gap under distortion is {size} ({_points(c)})"
+        others = [(c, _outcome(c, "better", "worse", "")) for c in mine if c["metric"] == "accuracy" and c not in fine]
+        for outcome in ("worse", "better"):
+            if found := [_where(c) for c, way in others if way == outcome]:
+                sentence += f"; it is clearly {outcome} in {', '.join(found)}"
         sentences.append(sentence + ".")
     seeds = f"{num_seeds} seeds" if num_seeds > 1 else "1 seed, which says nothing of how seeds differ"
     drawn = "seeds and test rows" if num_seeds >= 3 else "test rows"
-    return "\n".join([*sentences, f"Points are per cent; paired 95 % intervals over {drawn}, {seeds}."])
+    return "\n".join([*sentences, f"Points are percentage points; paired 95 % intervals over {drawn}, {seeds}."])
+
+
+def _where(comparison: dict[str, Any]) -> str:
+    under = "" if comparison["condition"] == CLEAN else f" under {comparison['condition']}"
+    return f"{comparison['level']} accuracy{under} ({_points(comparison)})"
 
 
 def _outcome(comparison: dict[str, Any], above: str, below: str, neither: str) -> str:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from nestling.data.dataset import LabelledData
 from nestling.methods.recipe import Context, Optimizer, Select, Stage
-from nestling.models.model import Model
-from nestling.objectives.calibration import fit_temperature, negative_log_likelihood
+from nestling.models.heads import Calibration
+from nestling.models.model import Model, Outputs
+from nestling.objectives.calibration import (
+    TemperatureFit,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+)
 from nestling.objectives.terms import CrossEntropy
 
 
@@ -29,15 +36,47 @@ def fit_temperatures(context: Context) -> None:
     for head in calibration.heads:
         target = labels[:, taxonomy.level_index(head)]
         target = target.masked_fill(target >= taxonomy.num_classes(head), -1)
-        fit = fit_temperature(outputs.logits[head], target)
-        context.note(f"temperature of {head}", round(fit.temperature, 4), fit.reason)
+        fit, rows = fit_temperature(outputs.logits[head], target), int((target >= 0).sum())
+        context.note(f"temperature of {head}", round(fit.temperature, 4), explain(fit, rows))
         rejection = 1.0
         if head in calibration.rejection:
             scores = calibration.rejection_logits(head, outputs.features[head])
             with_rejection = fit_temperature(scores, target, num_real=calibration.sizes[head][1])
             rejection = with_rejection.temperature
-            context.note(f"temperature of {head} with rejection", round(rejection, 4), with_rejection.reason)
+            context.note(f"temperature of {head} with rejection", round(rejection, 4), explain(with_rejection, rows))
         calibration.set_temperatures(head, fit.temperature, rejection)
+        if head in calibration.rejection:
+            before, after = (
+                calibration_error(calibration, head, outputs, target, reject=reject) for reject in (False, True)
+            )
+            if after > before:
+                context.note(
+                    f"rejection class of {head}",
+                    "kept",
+                    "warning: it takes the calibration error on validation rows from "
+                    f"{100 * before:.1f} to {100 * after:.1f} %; calibration=temperature leaves it out",
+                )
+
+
+def explain(fit: TemperatureFit, rows: int) -> str:
+    """What the temperature does, in words; ``rows``: the validation rows that it was fitted on."""
+    if fit.nll_before is None:
+        return "confidences stay as they are: no validation row is labelled"
+    if fit.temperature == 1:
+        return f"confidences stay as they are: {rows} validation rows give no sufficient reason to change them"
+    way = "lowers" if fit.temperature > 1 else "raises"
+    before, after = (100 * (error or 0) for error in (fit.ece_before, fit.ece_after))
+    return (
+        f"{way} confidences, which on {rows} validation rows takes the log loss from {fit.nll_before:.3f} to "
+        f"{fit.nll_after:.3f} and the calibration error from {before:.1f} to {after:.1f} %"
+    )
+
+
+def calibration_error(calibration: Calibration, head: str, outputs: Outputs, target: Tensor, *, reject: bool) -> float:
+    """The expected calibration error of a head by itself on the rows with a ``target`` (n,), -1 = does not count."""
+    probabilities, _, _ = calibration(head, outputs.logits[head], outputs.features[head], reject)
+    confidence, column = probabilities[target >= 0].max(1)
+    return expected_calibration_error(confidence, column == target[target >= 0])
 
 
 def temperature_stage(model: Model, data: LabelledData, optimizer: Optimizer) -> Stage:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from nestling.report.content import Content, Example
-from nestling.report.summary import level_names
+from nestling.report.summary import SURE, level_names
 
 LARGEST, PIXELATED, SHOWN = 160, 64, 48
 """Pixels that a picture is reduced to; up to which it is scaled up without smoothing; examples shown."""
@@ -41,6 +41,8 @@ class Card:
     answer: str
     answer_level: str
     right: bool | None
+    unsure: bool
+    """Whether the answer is less sure than an answer should be: the coarsest level, for want of a better one."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,21 @@ def card(example: Example, levels: Sequence[str]) -> Card:
     right = next((step.right for step in steps if step.answered), None)
     names = " › ".join(name for name in truth if name) or "not labelled"
     answered, level = str(answer.get("class", "")), str(answer.get("level", ""))
-    return Card(uri, pixelated, example.item, names, steps, answered, level, right)
+    unsure = bool(answer) and float(answer["confidence"]) < SURE
+    return Card(uri, pixelated, example.item, names, steps, answered, level, right, unsure)
 
 
 def groups(content: Content) -> list[Group]:
-    """Examples by how deep the answer goes: at the end of the path, above it, or none."""
+    """Examples by how deep the answer goes: at the end of the path, above it, unsure even there, or none."""
     levels = content.taxonomy.levels if content.taxonomy else level_names(content)
     cards = [card(example, levels) for example in content.examples[:SHOWN]]
-    sure = [c for c in cards if c.steps and c.steps[-1].answered]
-    unsure = [c for c in cards if c.answer and not (c.steps and c.steps[-1].answered)]
+    sure = [c for c in cards if c.steps and c.steps[-1].answered and not c.unsure]
+    coarser = [c for c in cards if c.answer and not c.unsure and c not in sure]
+    unsure = [c for c in cards if c.unsure]
     silent = [c for c in cards if not c.answer]
     named = [
-        ("Unsure of the finest class: it answers with a coarser one", unsure),
+        ("Unsure of the finest class: it answers with a coarser one", coarser),
+        ("Unsure of every class: it answers with the coarsest one all the same", unsure),
         ("Too unsure to answer", silent),
         ("Sure down to the finest class", sure),
     ]

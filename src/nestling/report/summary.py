@@ -191,20 +191,34 @@ def headline(content: Content) -> Headline:
         verdicts[m] = "won" if low > 0 else "lost" if high < 0 else "open"
     best = max(rivals, key=lambda m: rivals[m])
     by = f"{100 * abs(gaps[best]):.1f} points"
+    elsewhere = _elsewhere(content, finest)
     if "lost" in verdicts.values():
         winner = max((m for m in rivals if verdicts[m] == "lost"), key=lambda m: rivals[m])
         by = f"{100 * abs(gaps[winner]):.1f} points"
         theirs = f"{100 * rivals[winner]:.1f} % accuracy at the finest level, {finest}"
-        text = f"{theirs}: {by} more than {main} ({100 * ours:.1f} %)."
+        text = f"{theirs}: {by} more than {main} ({100 * ours:.1f} %).{elsewhere}"
         return Headline("lost", f"{winner} wins", text)
     if all(v == "won" for v in verdicts.values()):
-        text = f"{what}: {by} more than the best baseline, {best} ({100 * rivals[best]:.1f} %)."
+        text = f"{what}: {by} more than the best baseline, {best} ({100 * rivals[best]:.1f} %).{elsewhere}"
         return Headline("won", f"{main} wins", text)
     beaten = [m for m in rivals if verdicts[m] == "won"]
     close = [f"{m} ({100 * rivals[m]:.1f} %)" for m in rivals if verdicts[m] == "open"]
     ahead = f" It is clearly ahead of {_enumerate(beaten)}." if beaten else ""
-    text = f"{main}: {what}; the difference to {_enumerate(close)} is within noise.{ahead}"
+    text = f"{main}: {what}; the difference to {_enumerate(close)} is within noise.{ahead}{elsewhere}"
     return Headline("open", "No clear winner", text)
+
+
+def _elsewhere(content: Content, finest: str) -> str:
+    """Where else the accuracy differs clearly: at coarser levels and under distortion."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for c in content.metrics.get("comparisons") or []:
+        way, where = outcome(content, c), condition_of(c)
+        if c["metric"] == "accuracy" and (c.get("level"), where) != (finest, "clean") and way != "open":
+            place = f"{c.get('level')}{'' if where == 'clean' else f' under {where}'}"
+            figure = f"{100 * c['difference']:+.1f}".replace("-", "−")
+            found.setdefault((way, str(c["baseline"])), []).append(f"{place} {figure}")
+    said = [f"clearly {way} than {name} ({', '.join(places)} points)" for (way, name), places in sorted(found.items())]
+    return f" Elsewhere {main_method(content)} is {'; '.join(reversed(said))}." if said else ""
 
 
 def _enumerate(names: list[str], limit: int = 3) -> str:

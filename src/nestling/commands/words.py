@@ -1,0 +1,61 @@
+"""What several commands print: figures, and what to type to call nestling again. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = (
+    ("accuracy %", "accuracy", 100, ".1f"),
+    ("confidence %", "confidence", 100, ".1f"),
+    ("overconfidence", "overconfidence", 100, "+z.1f"),
+    ("calibration error %", "ece", 100, ".1f"),
+    ("tree distance", "tree_distance", 1, ".2f"),
+)
+"""Of the figures: title, key in metrics.json, factor, format."""
+
+
+def program() -> str:
+    """``nestling`` where the shell finds this program by its name, else the way in which it was called."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m nestling"
+    if called.stem != "nestling":
+        return "nestling"
+    found = shutil.which("nestling")
+    same = found is not None and Path(found).resolve() == called.resolve()
+    return "nestling" if same else shlex.quote(str(called))
+
+
+def score_lines(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The levels of metrics.json by method or condition as one aligned table, its header first.
+
+    A dash stands where nothing could be measured; where there is a single name "", its column is left out.
+    """
+    titles = ["", "level", *(title for title, _, _, _ in COLUMNS), "rows"]
+    rows = [
+        [
+            name if place == 0 else "",
+            level["name"],
+            *("-" if level[key] is None else format(scale * level[key], form) for _, key, scale, form in COLUMNS),
+            f"{level['n']:,}",
+        ]
+        for name, levels in scores.items()
+        for place, level in enumerate(levels)
+    ]
+    table = [row if any(scores) else row[1:] for row in (titles, *rows)]
+    words = len(titles) - len(COLUMNS) - 1 - (not any(scores))
+    return aligned(table, words)
+
+
+def aligned(table: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Rows of cells as lines: the first ``words`` columns to the left, the figures behind them to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(f"{cell:{'<' if place < words else '>'}{widths[place]}}" for place, cell in enumerate(row))
+        for row in table
+    ]
