@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from nestling.files import TEMPORARY, read_lines
 
 QUICK = (
     *("--backbone", "conv:4/8", "--precision", "fp32", "--device", "cpu"),
@@ -70,6 +74,37 @@ def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         **options,
     )
+
+
+def complaint(done: Done) -> str:
+    """The one line in which a command that had begun says why it ends: the last, and without traceback."""
+    lines = done.err.splitlines()
+    assert [line for line in lines if line.startswith("nestling: ")] == lines[-1:], done.err
+    assert "Traceback" not in done.err
+    return lines[-1]
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    """A run's figures, without what may differ: the time that it took, and the commit, which may change meanwhile."""
+    content = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in content.items() if name not in ("seconds", "commit")}
+
+
+def same(run: Path, unbroken: Path) -> None:
+    """Two runs ended alike: weights bit for bit, figures, and every logged step once."""
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (run, unbroken)]
+    assert weights[0] == weights[1]
+    assert metrics(run) == metrics(unbroken)
+    assert (run / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    logged = Counter((record["stage"], record["step"]) for record in read_lines(run / "metrics.jsonl"))
+    assert logged and set(logged.values()) == {1}
+    assert (run / "report.html").stat().st_size > 10_000
+    assert leftovers(run) == []
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files and folders of ours."""
+    return list(folder.rglob(TEMPORARY + "*"))
 
 
 def everything(folder: Path) -> list[str]:

@@ -83,7 +83,7 @@ def test_a_run_folder_explains_itself(name: str, data: LabelledData, tmp_path: P
     assert apply(kind(), given) == RECIPES[name]
     assert {"device", "precision", "backbone", "rows"} <= recipe["derived"].keys()
     assert all(entry["reason"] for entry in recipe["derived"].values())
-    assert recipe["derived"]["rows"]["value"] == "192 training, 24 validation"
+    assert recipe["derived"]["rows"]["value"] == "192 training, 24 validation, 24 calibration"
 
 
 def plan_of(recipe: Recipe, data: LabelledData) -> list:
@@ -469,7 +469,7 @@ def test_hooks_see_no_test_rows(data: LabelledData) -> None:
 
     quick(one_stage(build), data)
     context = seen[0]
-    holds_rows = ["model", "objective", "train", "validation", "predict"]
+    holds_rows = ["model", "objective", "train", "validation", "predict", "batches"]
     assert [f.name for f in fields(Context)] == [*holds_rows, "note", "epochs", "epoch"]
     train, validation = set(context.train.index.tolist()), set(context.validation.index.tolist())  # type: ignore[union-attr]
     assert (len(train), len(validation)) == (192, 24)

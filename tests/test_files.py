@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,10 +30,7 @@ from nestling.files import (
     write_json,
     write_text,
 )
-
-
-def leftovers(folder: Path) -> list[Path]:
-    return list(folder.rglob(TEMPORARY + "*"))
+from running import leftovers
 
 
 def listing(folder: Path) -> list[str]:
@@ -413,6 +411,28 @@ def test_a_second_holder_is_told_of_the_first(tmp_path: Path) -> None:
         other.wait(timeout=30)
         with RunLock(tmp_path / "run"):
             pass
+
+
+def test_the_name_of_a_killed_holder_is_not_given(tmp_path: Path) -> None:
+    """A new holder writes its name down a moment after it has the lock; whoever comes between waits for it."""
+    with holder(tmp_path / "run") as killed:
+        killed.kill()
+        killed.wait()
+        stale = (tmp_path / "run" / "run.lock").read_text()
+    assert f"process {killed.pid} on" in stale
+    with RunLock(tmp_path / "run"):
+        name = (tmp_path / "run" / "run.lock").read_text()
+        for before in (stale, ""):
+            (tmp_path / "run" / "run.lock").write_text(before)
+            late = threading.Timer(0.1, (tmp_path / "run" / "run.lock").write_text, [name])
+            late.start()
+            with pytest.raises(BusyError, match=f"held by process {os.getpid()} on"):
+                RunLock(tmp_path / "run").__enter__()
+            late.join()
+        # One that never writes it is not waited for without end.
+        (tmp_path / "run" / "run.lock").write_text("")
+        with pytest.raises(BusyError, match="held by another process"):
+            RunLock(tmp_path / "run").__enter__()
 
 
 def test_in_one_process_too(tmp_path: Path) -> None:

@@ -76,11 +76,15 @@ def main() -> None:
         took = time.monotonic() - began
         found[name] = []
         for number in range(kills):
-            out = folder / f"{name}-{number}"
-            child = train(name, data, out)
-            time.sleep(generator.uniform(0.02, 0.95 * took))
-            os.kill(child, signal.SIGKILL)
-            killed, before = ended(child), taken(out)
+            killed, out = 0, folder
+            while killed != -signal.SIGKILL:
+                # One that had ended already, on a machine with less to do than before, is begun again.
+                out, took = folder / f"{name}-{number}-{took:.6f}", 0.9 * took
+                child = train(name, data, out)
+                time.sleep(generator.uniform(0.02, took))
+                os.kill(child, signal.SIGKILL)
+                killed = ended(child)
+            before = taken(out)
             code = ended(train(name, data, out))
             found[name].append(
                 {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextlib import suppress
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -18,7 +19,14 @@ def main(arguments: list[str] | None = None) -> None:
     prepare_streams()
     from nestling.cli import run
 
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if code > 128:
+        # Whoever sent the signal waits, and taking torch down takes a second, in which another one would be obeyed.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def prepare_streams() -> None:

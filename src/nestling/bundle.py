@@ -52,7 +52,7 @@ def save_bundle(
     config = {
         "format": FORMAT,
         "nestling": __version__,
-        "model": model.config,
+        "model": model.describe(),
         "preprocessing": preprocessing.to_dict(),
         **about,
     }

@@ -10,10 +10,12 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -127,6 +129,11 @@ def write_folder(path: Path | str, contents: Mapping[str, bytes]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def scratch_folder(parent: Path | str | None = None) -> tempfile.TemporaryDirectory[str]:
+    """A folder for what is no result; it goes with the object, and after a kill with the next run in ``parent``."""
+    return tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files that a killed process left in ``folder`` and below; only for who holds its lock.
 
@@ -228,6 +235,8 @@ class RunLock:
         try:
             self._acquire()
         except OSError as error:
+            # Where the lock is had but no name can be written to it, nobody must be kept out by it.
+            self.__exit__()
             self._remove_created()
             raise storage_error("write", self.folder, error) from error
         _held.add(self)
@@ -243,7 +252,7 @@ class RunLock:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "another process"
+                holder = _holder(descriptor)
                 os.close(descriptor)
                 raise BusyError(
                     f"the run folder {self.folder} is held by {holder}: wait for it, or choose another --out"
@@ -281,6 +290,33 @@ class RunLock:
         if self.descriptor is not None:
             os.close(self.descriptor)
             self.descriptor = None
+
+
+def _holder(descriptor: int, seconds: float = 1.0) -> str:
+    """Who holds a lock: its holder writes that down as soon as it has it, and we may be faster.
+
+    Until then there stands nothing, or the name of a holder that was killed.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        text = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
+        if (text and not _gone(text)) or time.monotonic() > until:
+            return text or "another process"
+        time.sleep(0.01)
+
+
+def _gone(holder: str) -> bool:
+    """Whether it is a process of this machine that is no more."""
+    found = re.match(r"process (\d+) on (\S+)", holder)
+    if found is None or found[2] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False
 
 
 _held: set[RunLock] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nestling.errors import unknown
@@ -21,6 +22,11 @@ class Batch:
     """(b,) int64: the row's number in its source."""
     levels: tuple[str, ...]
     """Names of the columns of ``labels``."""
+
+    def part(self, number: int, count: int) -> Batch:
+        """Every ``count``-th row from ``number`` on: one of so many micro-batches."""
+        inputs = self.inputs[number::count].contiguous(memory_format=torch.channels_last)
+        return Batch(inputs, self.labels[number::count], self.index[number::count], self.levels)
 
     def at(self, level: str) -> Tensor:
         """The targets at one level, (b,). Raises UsageError for an unknown one."""

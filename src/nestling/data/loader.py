@@ -113,6 +113,11 @@ class DeviceData:
             return Ahead(self.data.inputs, batches, workers)
         return nullcontext(repeat(None))
 
+    def batches(self, size: int = 256) -> Iterator[Batch]:
+        """All rows, in their order, so many at a time."""
+        for start in range(0, len(self), size):
+            yield self.batch(np.arange(start, min(start + size, len(self))))
+
     def batch(
         self,
         rows: np.ndarray,

@@ -35,9 +35,22 @@ def rate(settings: Optimizer, progress: float, history: list[float]) -> float:
         if progress < warm:
             return 1 / 25 + (1 - 1 / 25) * (1 - math.cos(math.pi * progress / warm)) / 2
         return max((1 + math.cos(math.pi * (progress - warm) / (1 - warm))) / 2, 1e-5)
+    if settings.schedule == "steps":
+        return settings.factor ** -num_drops(settings, progress)
     if settings.schedule == "plateau":
         return settings.factor ** -num_plateaus(history, settings.patience)
     return 1.0
+
+
+def num_drops(settings: Optimizer, progress: float) -> int:
+    """How often ``steps`` has divided the rate at ``progress``."""
+    return sum(progress >= drop - 1e-9 for drop in settings.drops)
+
+
+def begins_anew(settings: Optimizer, step: int, steps: int) -> bool:
+    """Whether the optimiser is made anew before step number ``step``, from 0, of ``steps``."""
+    before, now = (num_drops(settings, number / steps) for number in (step - 1, step))
+    return settings.schedule == "steps" and now > before
 
 
 def num_plateaus(history: list[float], patience: int) -> int:

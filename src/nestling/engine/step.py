@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +24,14 @@ from nestling.objectives.terms import Objective
 class StepModule(nn.Module):
     """Model and objective as one module, so that what is parallel wraps the loss too."""
 
-    def __init__(self, model: Model, objective: Objective, runtime: Runtime, until: str | None) -> None:
+    def __init__(self, model: Model, objective: Objective, runtime: Runtime, until: str | None, since: int = 0) -> None:
         super().__init__()
-        self.model, self.objective, self.runtime, self.until = model, objective, runtime, until
+        self.model, self.objective, self.runtime = model, objective, runtime
+        self.options: dict[str, Any] = {"until": until, **({"since": since} if since else {})}
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         with self.runtime.autocast():
-            outputs = self.model(batch.inputs, until=self.until)
+            outputs = self.model(batch.inputs, **self.options)
         return self.objective(outputs, batch, progress)
 
 
@@ -102,6 +105,11 @@ def check_weights(tensors: dict[str, Tensor], where: str) -> None:
             raise DivergedError(
                 f"the weight {culprit} is not finite {where}: lower optimizer.lr; the last checkpoint is kept"
             )
+
+
+def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
+    """Gradients stay this process's own inside the block, and are averaged with those of a later backward."""
+    return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
 
 
 def own(rows: np.ndarray) -> np.ndarray:

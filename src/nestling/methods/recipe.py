@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
-from nestling.models.build import NetworkOptions
+from nestling.models.build import LayerOptions, NetworkOptions
 from nestling.objectives.terms import Objective, Term
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ LARGEST_BATCH, LEAST_BATCH = 256, 32
 """Of the automatic choice."""
 LEAST_STEPS = 10
 """Of an epoch: with fewer, a hundred rows would be learned from in a handful of updates."""
-SCHEDULES = ("one-cycle", "cosine", "constant", "plateau")
+SCHEDULES = ("one-cycle", "cosine", "constant", "steps", "plateau")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,12 @@ class Optimizer:
     momentum: float = 0.9
     """Of sgd."""
     schedule: str = "one-cycle"
-    """one-cycle, cosine, constant, or plateau (divides the rate after `patience` epochs without improvement)."""
+    """one-cycle, cosine, constant, steps (divides the rate at each of `drops`, where the optimiser is made anew), or
+    plateau (divides it after `patience` epochs without improvement)."""
     factor: float = 5.0
-    """What plateau divides the rate by."""
+    """What steps and plateau divide the rate by."""
+    drops: tuple[float, ...] = (0.3, 0.6, 0.9)
+    """Shares of a stage's steps after which steps divides."""
     patience: int = 5
     """Epochs without improvement after which plateau divides."""
 
@@ -59,6 +62,7 @@ class Optimizer:
         check("optimizer.lr", self.lr, above=0)
         check("optimizer.weight_decay", self.weight_decay, least=0)
         check("optimizer.momentum", self.momentum, least=0, most=1)
+        check("optimizer.drops", self.drops, above=0, most=1)
         check("optimizer.factor", self.factor, above=1)
         check("optimizer.patience", self.patience, least=1)
 
@@ -73,6 +77,10 @@ class Select:
     mode: str = "min"
     levels: tuple[str, ...] = ()
     """The levels that count; all of them where none is named."""
+    split: str = "validation"
+    """validation, or train: the stage's own rows, without augmentation."""
+    start: bool = False
+    """The weights that the stage begins with are compared too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +93,8 @@ class Context:
     validation: LabelledData | None
     predict: Callable[[LabelledData], tuple[Outputs, Tensor]]
     """Rows to outputs of the model in evaluation mode, without augmentation, and their targets (n, levels)."""
+    batches: Callable[[LabelledData], Iterator[Batch]]
+    """Rows as batches on the device, in their order, without augmentation."""
     note: Callable[[str, object, str], None]
     """Records what was decided automatically: name, value, reason. Printed, and kept in the run's recipe.toml."""
     epochs: int = 0
@@ -120,6 +130,13 @@ class Stage:
     augmentation: Augmentation | None = None
     until: str | None = None
     """The last output that the objective needs; None for all of them."""
+    prefix: Sequence[nn.Module] = ()
+    """Frozen modules that come first, with ``views``: what they make of a row is computed once and kept, where there is
+    room, and the model is called with ``since=len(prefix)``."""
+    views: int | None = None
+    """So many augmentations of each row, fixed for the whole run; None for a new one at every draw."""
+    micro_batch: int | None = None
+    """Rows, over all processes, that go through the network at once; their gradients add up to the batch's."""
     select: Select | None = None
     """None keeps the last epoch."""
     patience: int | None = None
@@ -171,7 +188,7 @@ class Recipe(ABC):
                 raise unknown(name, getattr(self, name), options)
         Augmentation.parse(self.augmentation, (1, 8, 8))
 
-    def network(self) -> NetworkOptions:
+    def network(self) -> NetworkOptions | LayerOptions:
         """What this method asks of its network."""
         return NetworkOptions(norm=self.norm)
 

@@ -87,6 +87,10 @@ class Model(nn.Module, ABC):
             {level: rejection[level] for level in levels},
         )
 
+    def describe(self) -> dict[str, Any]:
+        """What ``rebuild`` needs to make this model as it has become: ``config``, and what training changed."""
+        return self.config
+
     @property
     def flat(self) -> bool:
         """Whether one head answers for all levels: then coarser answers are the ancestors of its finest one."""

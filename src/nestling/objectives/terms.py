@@ -108,14 +108,17 @@ class CrossEntropy(Term):
 class MarginalCrossEntropy(Term):
     """Cross-entropy of one output, where a row known only at a coarser level counts by its summed probability there."""
 
-    def __init__(self, output: str, taxonomy: Taxonomy, reducer: Reducer | None = None) -> None:
+    def __init__(
+        self, output: str, taxonomy: Taxonomy, level: str | None = None, reducer: Reducer | None = None
+    ) -> None:
         super().__init__(output, reducer)
         self.taxonomy = taxonomy
-        self.depth = taxonomy.level_index(output) + 1
+        self.level = level or output
+        self.depth = taxonomy.level_index(self.level) + 1
 
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         values = functional.marginal_cross_entropy(
-            outputs.logits[self.name].float(), batch.labels, self.taxonomy, level=self.name
+            outputs.logits[self.name].float(), batch.labels, self.taxonomy, level=self.level
         )
         return values, (batch.labels[:, : self.depth] >= 0).any(1).float()
 

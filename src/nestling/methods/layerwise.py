@@ -1,0 +1,172 @@
+"""Layerwise training: *Shallow Learning for Deep Networks*, Belilovsky, Eickenberg, Oyallon, 2019.
+
+Algorithm 1: layer j is trained with an auxiliary classifier on top, all layers below it frozen, and is frozen in turn.
+Beyond the paper, ``levels_at`` lets the classifiers predict coarse levels early and fine ones late, from rows with
+missing labels, and ``together`` trains several layers at once: all of them are the end-to-end twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
+
+import numpy as np
+
+from nestling.data.dataset import LabelledData
+from nestling.data.transforms import Augmentation
+from nestling.errors import UsageError, unknown
+from nestling.methods.calibrate import temperature_stage
+from nestling.methods.prune import Pruning, note_accuracy
+from nestling.methods.recipe import Optimizer, Recipe, Select, Stage, check, of_stage
+from nestling.models.build import LayerOptions
+from nestling.models.convnet import DOWNSAMPLINGS, Block
+from nestling.models.layerwise import LayerwiseModel
+from nestling.models.model import Model
+from nestling.objectives.calibration import negative_log_likelihood
+from nestling.objectives.terms import MarginalCrossEntropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layerwise(LayerOptions, Recipe):
+    """Networks trained one layer at a time, whose every prefix is a classifier."""
+
+    method: ClassVar[str] = "layerwise"
+
+    final_aux_width: int | None = None
+    """M~_f: at the end the last layer is trained once more under a classifier of so many channels (Section 4.3)."""
+    init: str = "random"
+    """random, or identity: a layer starts as the identity under a copy of the classifier before, and the weights of
+    least training risk are kept, those included (Proposition 3.1)."""
+    together: int = 1
+    """Layers that are trained at once, under the classifier behind the last of them; all of them is end-to-end."""
+    prune_to: float | None = None
+    """Share of a layer's filters that is kept once it is trained; then its classifier is fine-tuned."""
+    prune_epochs: int = 20
+    """Epochs of that fine-tuning."""
+    views: int | None = None
+    """So many augmentations of each row, fixed: what frozen layers make of them is computed once. None: new ones at
+    every draw, unless augmentation is none."""
+    keep_features: bool = True
+    """Whether that is kept, in memory or on disk, for the layers to come."""
+    micro_batch: int | None = None
+    """Rows that go through the network at once; their gradients add up to the batch's."""
+    recompute: bool = False
+    """Keep only each layer's input and compute the rest again on the way back: less memory, more time."""
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(name="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("k", "width", "aux_width", "final_aux_width", "num_blocks", "together", "prune_epochs", "views"):
+            check(name, getattr(self, name), least=1)
+        check("micro_batch", self.micro_batch, least=1)
+        check("downsample_at", self.downsample_at, least=0)
+        check("prune_to", self.prune_to, above=0, most=1)
+        if self.downsampling not in DOWNSAMPLINGS:
+            raise unknown("downsampling", self.downsampling, DOWNSAMPLINGS)
+        if self.init not in ("random", "identity"):
+            raise unknown("init", self.init, ("random", "identity"))
+        if self.init == "identity" and (self.norm != "none" or self.augmentation != "none" or self.together > 1):
+            raise UsageError(
+                "init = 'identity' improves layer by layer only without batch norm and augmentation (Proposition 3.1): "
+                "set norm = 'none', augmentation = 'none' and together = 1, or init = 'random'"
+            )
+
+    def network(self) -> LayerOptions:
+        return LayerOptions(**{f.name: getattr(self, f.name) for f in fields(LayerOptions)})
+
+    def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
+        assert isinstance(model, LayerwiseModel)
+        model.recompute = self.recompute
+        lasts = [*range(self.together, len(model.blocks), self.together), len(model.blocks)]
+        for number, last in enumerate(lasts):
+            first = lasts[number - 1] if number else 0
+            model.add_auxiliary_head(after=last - 1)
+            if self.init == "identity" and number:
+                start_as_identity(model, last - 1)
+            yield self.problem(model, data, f"layer-{last}", number, first, last)
+            if self.prune_to is not None:
+                yield self.tuning(model, data, last)
+        if self.final_aux_width is not None:
+            model.add_auxiliary_head(after=len(model.blocks) - 1, width=self.final_aux_width)
+            yield self.problem(model, data, "reduced", len(lasts), len(model.blocks) - 1, len(model.blocks))
+        yield temperature_stage(model, data, self.optimizer)
+
+    def problem(
+        self, model: LayerwiseModel, data: LabelledData, name: str, number: int, first: int, last: int
+    ) -> Stage:
+        """The auxiliary problem that trains the blocks ``first`` to ``last - 1`` and the classifier behind them."""
+        problems = -(-len(model.blocks) // self.together) + (self.final_aux_width is not None)
+        stage = self.stage(model, data, first, last)
+        pruned = None if self.prune_to is None or name == "reduced" else Pruning(last - 1, self.prune_to)
+        if pruned is not None:
+            pruned.check(model)
+        level = model.levels_at[last - 1]
+        return replace(
+            stage,
+            name=name,
+            trainable=[*model.blocks[first:last], model.auxiliary[f"layer-{last}"]],
+            lr=of_stage("optimizer.lr", self.optimizer.lr, number, problems),
+            epochs=of_stage("epochs", self.epochs or 20, number, problems),
+            select=Select(negative_log_likelihood, "training risk", "min", (level,), "train", start=number > 0)
+            if self.init == "identity"
+            else None,
+            at_end=pruned or note_accuracy,
+            assume=None if pruned is None else pruned.assume,
+        )
+
+    def tuning(self, model: LayerwiseModel, data: LabelledData, last: int) -> Stage:
+        """Only the classifier goes on learning, on the filters that are left (Section 4.3)."""
+        return replace(
+            self.stage(model, data, last, last),
+            name=f"tune-{last}",
+            trainable=[model.auxiliary[f"layer-{last}"]],
+            lr=0.1 * of_stage("optimizer.lr", self.optimizer.lr, 0, 1),
+            epochs=self.prune_epochs,
+            at_end=note_accuracy,
+        )
+
+    def stage(self, model: LayerwiseModel, data: LabelledData, first: int, last: int) -> Stage:
+        """What every problem on the maps behind ``first`` blocks has in common."""
+        rows = np.flatnonzero(data.finest_known() >= 0)
+        if len(rows) == 0:
+            raise UsageError("no training row is labelled, and layerwise training needs labels: label some")
+        augmentation = Augmentation.parse(self.augmentation, model.config["input_shape"])
+        views = self.views or (1 if augmentation is None else None)
+        batch_size = self.batch_for(len(rows))
+        return Stage(
+            name="",
+            data=data,
+            rows=rows,
+            objective=MarginalCrossEntropy(f"layer-{last}", data.taxonomy, model.levels_at[last - 1]),
+            trainable=[],
+            optimizer=self.optimizer,
+            lr=0.0,
+            epochs=1,
+            batch_size=batch_size,
+            steps_per_epoch=self.steps_for(len(rows), batch_size),
+            balance=self.balance,
+            augmentation=augmentation,
+            until=f"layer-{last}",
+            prefix=list(model.blocks[:first]) if self.keep_features else (),
+            views=views,
+            micro_batch=self.micro_batch,
+        )
+
+
+def start_as_identity(model: LayerwiseModel, block: int) -> None:
+    """Proposition 3.1's theta_0: the layer changes nothing, and the classifier is the one before.
+
+    Raises UsageError where the layer is no convolution of as many channels as it gets, without downsampling and norm.
+    """
+    layer, head, before = model.blocks[block], model.auxiliary[f"layer-{block + 1}"], model.auxiliary[f"layer-{block}"]
+    shapes = [[tuple(p.shape) for p in module.parameters()] for module in (head, before)]
+    if not isinstance(layer, Block) or not layer.can_be_identity or shapes[0] != shapes[1]:
+        raise UsageError(
+            f"layer {block + 1} cannot start as the identity: it needs as many channels as layer {block}, no "
+            "downsampling, no batch norm and the same level; set init = 'random', or downsample_at = []"
+        )
+    layer.make_identity()
+    head.load_state_dict(before.state_dict())

@@ -1,0 +1,148 @@
+"""The trunk of *Shallow Learning for Deep Networks* (Belilovsky et al. 2019): blocks that are trained one by one.
+
+x_{j+1} = rho W_j P_j x_j (Eq. 1): a downsampling where there is one, a 3x3 convolution, and ReLU. Widths double where
+the map is halved (Section 4). Any other sequence of blocks does as well: VGG, residual blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from nestling.errors import UsageError, listed, unknown
+from nestling.models.backbones import ConvBackbone, build_backbone
+from nestling.models.resnet import ResNet
+
+DOWNSAMPLINGS = ("space-to-depth", "strided", "average", "max")
+VGG: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "vgg11": ((64, 128, 256, 256, 512, 512, 512, 512), (1, 2, 4, 6)),
+    "vgg13": ((64, 64, 128, 128, 256, 256, 512, 512, 512, 512), (2, 4, 6, 8)),
+}
+"""Widths of the convolutions (Simonyan and Zisserman 2015, A and B), and which of them, from 0, follow a pooling."""
+
+
+class Block(nn.Module):
+    """One layer: an optional downsampling P, a 3x3 convolution, batch norm unless ``norm`` is 'none', ReLU.
+
+    Maps (b, inputs, h, w) to (b, outputs, h / 2, w / 2) or, without downsampling, (b, outputs, h, w).
+    """
+
+    def __init__(self, inputs: int, outputs: int, downsampling: str | None, norm: str) -> None:
+        super().__init__()
+        self.downsampling = downsampling
+        # Dinh et al. 2017: the four spatially decimated copies become channels; nothing is lost.
+        pools = {"space-to-depth": nn.PixelUnshuffle(2), "average": nn.AvgPool2d(2), "max": nn.MaxPool2d(2)}
+        self.down = pools.get(downsampling or "", nn.Identity())
+        self.copies = 4 if downsampling == "space-to-depth" else 1
+        """Channels that the convolution sees of each channel of the input."""
+        stride = 2 if downsampling == "strided" else 1
+        self.conv = nn.Conv2d(inputs * self.copies, outputs, 3, stride, 1, bias=norm == "none")
+        self.norm = nn.BatchNorm2d(outputs) if norm == "batch" else nn.Identity()
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(self.down(x))))
+
+    @property
+    def can_be_identity(self) -> bool:
+        """Whether some weights leave non-negative maps as they are (Proposition 3.1)."""
+        same = self.conv.in_channels == self.conv.out_channels
+        return self.downsampling is None and same and isinstance(self.norm, nn.Identity)
+
+    def make_identity(self) -> None:
+        """W = Id and no bias: as rho(rho(x)) = rho(x), the block then changes nothing (Proposition 3.1)."""
+        nn.init.dirac_(self.conv.weight)
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Blocks, the channels of each one's map, and which of them have a smaller map than their input."""
+
+    blocks: list[nn.Module]
+    channels: list[int]
+    halved: list[bool]
+    shapes: list[tuple[int, int]]
+    """Height and width of each map."""
+
+
+def conv_trunk(
+    input_shape: tuple[int, int, int],
+    widths: list[int],
+    downsample_at: tuple[int, ...],
+    downsampling: str,
+    norm: str,
+    halve_input: bool = False,
+) -> Trunk:
+    """Blocks of these widths on images (channels, height, width).
+
+    ``downsample_at`` counts from 0; ``halve_input`` puts an invertible downsampling before the first block, as for
+    ImageNet. Raises UsageError for an unknown downsampling, one of a map of odd size, or one at no block.
+    """
+    if downsampling not in DOWNSAMPLINGS:
+        raise unknown("downsampling", downsampling, DOWNSAMPLINGS)
+    if wrong := [j for j in downsample_at if not 0 <= j < len(widths)]:
+        raise UsageError(f"downsample_at = {wrong[0]} is no layer: the {len(widths)} layers count from 0")
+    channels, height, width = input_shape
+    blocks, shapes = [], []
+    for j, outputs in enumerate(widths):
+        kinds = ["space-to-depth"] * (halve_input and j == 0) + [downsampling] * (j in downsample_at)
+        for _ in kinds:
+            if height % 2 or width % 2:
+                raise UsageError(
+                    f"layer {j + 1} would halve a map of {height}x{width}, whose size is odd: downsample at fewer "
+                    "layers, or choose an --image-size that can be halved"
+                )
+            height, width = height // 2, width // 2
+        if len(kinds) == 2:
+            raise UsageError("the first layer halves the image already: leave 0 out of downsample_at")
+        blocks.append(Block(channels, outputs, kinds[0] if kinds else None, norm))
+        channels = outputs
+        shapes.append((height, width))
+    return Trunk(list(blocks), list(widths), [j in downsample_at for j in range(len(widths))], shapes)
+
+
+def doubling_widths(first: int, num_blocks: int, downsample_at: tuple[int, ...]) -> list[int]:
+    """M, doubled at each downsampling (Section 4)."""
+    return [first * 2 ** sum(d <= j for d in downsample_at) for j in range(num_blocks)]
+
+
+def named_trunk(name: str, input_shape: tuple[int, int, int], norm: str) -> Trunk:
+    """The layers of a known network: vgg11, vgg13 (or vgg11-16, by first width), residual blocks, ``conv:…``."""
+    match = re.fullmatch(r"(vgg\d+)(?:-(\d{1,4}))?", name)
+    if match and match[1] in VGG:
+        widths, halved = VGG[match[1]]
+        first = int(match[2] or 64)
+        return conv_trunk(input_shape, [w * first // 64 or 1 for w in widths], halved, "max", norm)
+    if name.startswith("vgg"):
+        raise unknown("backbone", name, VGG)
+    backbone = build_backbone(name, input_shape, norm)
+    if isinstance(backbone, ResNet):
+        blocks = [backbone.stem, *(block for stage in backbone.stages for block in stage)]  # type: ignore[union-attr]
+    elif isinstance(backbone, ConvBackbone):
+        blocks = list(backbone.stages)
+    else:
+        raise UsageError(
+            f"the backbone {name!r} is no sequence of layers: use one of {listed(VGG)}, resnet18 or conv:…"
+        )
+    return measured(blocks, input_shape)
+
+
+def measured(blocks: list[nn.Module], input_shape: tuple[int, int, int]) -> Trunk:
+    """A trunk of any blocks, whose maps are measured by running a copy on the meta device."""
+    import copy
+
+    import torch
+
+    images = torch.empty((1, *input_shape), device="meta")
+    channels, halved, shapes = [], [], []
+    for block in blocks:
+        output = copy.deepcopy(block).to("meta").eval()(images)
+        channels.append(output.shape[1])
+        halved.append(output.shape[2] < images.shape[2])
+        shapes.append((output.shape[2], output.shape[3]))
+        images = output
+    return Trunk(blocks, channels, halved, shapes)

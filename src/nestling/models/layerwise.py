@@ -1,0 +1,201 @@
+"""A network whose every prefix is a classifier (*Shallow Learning for Deep Networks*, Section 3.1)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nestling.errors import UsageError
+from nestling.models.convnet import Block, Trunk
+from nestling.models.heads import Calibration
+from nestling.models.model import Answers, Model, Outputs
+from nestling.models.prune import narrow
+from nestling.taxonomy import Taxonomy
+
+
+class AuxiliaryClassifier(nn.Module):
+    """C_j of Eq. 2: k - 1 convolutions with ReLU, averages over 2x2 quadrants, one linear layer.
+
+    Parameters
+    ----------
+    inputs: channels of the layer's map.
+    hidden: k - 1, the number of convolutions.
+    width: their channels.
+    classes: columns of the answer.
+    norm: 'batch' normalises after each convolution and before the linear layer (papers' README), 'none' nowhere.
+    """
+
+    def __init__(self, inputs: int, hidden: int, width: int, classes: int, norm: str) -> None:
+        super().__init__()
+        self.width = width
+        widths = [inputs, *[width] * hidden]
+        self.hidden = nn.Sequential(*(Block(a, b, None, norm) for a, b in itertools.pairwise(widths)))
+        self.norm = nn.BatchNorm2d(widths[-1]) if norm == "batch" else nn.Identity()
+        self.linear = nn.Linear(4 * widths[-1], classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (b, inputs, h, w) to logits (b, classes) and features (b, 4 width)."""
+        features = self.norm(F.adaptive_avg_pool2d(self.hidden(x), 2)).flatten(1)
+        return self.linear(features), features
+
+
+class LayerwiseModel(Model):
+    """Blocks, and an auxiliary classifier behind each that has been trained.
+
+    Outputs are named ``layer-1`` … after the block that they stand behind. A level is answered by the last classifier
+    of that level or, with ``ensemble``, by the average of all of them, weighted 2^j on logits (Section 4).
+
+    Parameters
+    ----------
+    trunk: the blocks.
+    taxonomy: of the labels.
+    config: how to build this model again.
+    levels_at: the level that each block's classifier predicts.
+    hidden, width, norm: of the classifiers; the width doubles where the trunk's map is halved.
+    ensemble: whether a level's classifiers answer together.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        taxonomy: Taxonomy,
+        config: dict[str, Any],
+        levels_at: Sequence[str],
+        hidden: int,
+        width: int,
+        norm: str,
+        ensemble: bool,
+    ) -> None:
+        super().__init__(taxonomy, config)
+        self.blocks = nn.ModuleList(trunk.blocks)
+        self.auxiliary = nn.ModuleDict()
+        self.levels_at = tuple(levels_at)
+        self.hidden, self.norm, self.ensemble = hidden, norm, ensemble
+        self.widths = [width * 2 ** sum(trunk.halved[: j + 1]) for j in range(len(trunk.blocks))]
+        """Channels of each auxiliary classifier's convolutions."""
+        self.channels = list(trunk.channels)
+        self.recompute = False
+        """Whether a layer that is trained keeps its input alone, and computes the rest again on the way back."""
+        answered = [level for level in taxonomy.levels if level in levels_at]
+        last = {level: len(levels_at) - 1 - self.levels_at[::-1].index(level) for level in answered}
+        self.calibration = Calibration(
+            {
+                level: (4 * (self.widths[j] if hidden else self.channels[j]), taxonomy.width(level))
+                for level, j in last.items()
+            }
+        )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Of the blocks that have a classifier."""
+        return tuple(self.auxiliary)
+
+    @property
+    def flat(self) -> bool:
+        return len(self.calibration.heads) == 1
+
+    def add_auxiliary_head(self, after: int, width: int | None = None) -> nn.Module:
+        """A fresh classifier behind block ``after``, from 0, in place of an older one; ``width`` is M~_j by default."""
+        name, level = f"layer-{after + 1}", self.levels_at[after]
+        classes = self.taxonomy.width(level)
+        head = AuxiliaryClassifier(
+            self.out_channels(after), self.hidden, width or self.widths[after], classes, self.norm
+        )
+        device = self.calibration.temperature.device
+        self.auxiliary[name] = head.to(device)
+        return head
+
+    def out_channels(self, block: int) -> int:
+        """Of a block's map, which pruning makes fewer."""
+        module = self.blocks[block]
+        return module.conv.out_channels if isinstance(module, Block) else self.channels[block]
+
+    def parts(self, until: str) -> list[nn.Module]:
+        """The blocks up to an output, and its classifier."""
+        return [*self.blocks[: self.number(until) + 1], self.auxiliary[until]]
+
+    def level_of(self, output: str) -> str:
+        """The level that an output predicts."""
+        return self.levels_at[self.number(output)]
+
+    def number(self, output: str) -> int:
+        """The block, from 0, that an output stands behind."""
+        return int(output.removeprefix("layer-")) - 1
+
+    def forward(self, images: Tensor, until: str | None = None, since: int = 0) -> Outputs:
+        """``since``: ``images`` are the maps that enter this block, whose classifiers alone then answer."""
+        current, logits, features = images, {}, {}
+        for j, block in enumerate(self.blocks):
+            if j < since:
+                continue
+            if self.recompute and torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters()):
+                current = checkpoint(block, current, use_reentrant=False)
+            else:
+                current = block(current)
+            name = f"layer-{j + 1}"
+            if name in self.auxiliary and until in (None, name):
+                logits[name], features[name] = self.auxiliary[name](current)
+            if name == until:
+                break
+        for level in self.calibration.heads:
+            voices = [name for name in self.outputs if name in logits and self.level_of(name) == level]
+            if voices:
+                logits[level] = self.vote(logits, voices) if self.ensemble and until is None else logits[voices[-1]]
+                features[level] = features[voices[-1]]
+        return Outputs(logits, features, current.mean((2, 3)))
+
+    def vote(self, logits: dict[str, Tensor], names: list[str]) -> Tensor:
+        """Z = sum_j 2^j z_j (Section 4), divided by the sum of the weights."""
+        weights = [2.0 ** self.number(name) for name in names]
+        total = sum(w / sum(weights) * logits[name] for w, name in zip(weights, names, strict=True))
+        assert isinstance(total, Tensor)
+        return total
+
+    def answers(self, outputs: Outputs, reject: bool = True) -> Answers:
+        """Of the levels; the layers' own answers are ``outputs.logits``."""
+        answered = {level: outputs.logits[level] for level in self.calibration.heads if level in outputs.logits}
+        return super().answers(Outputs(answered, outputs.features, outputs.embedding), reject)
+
+    def prefix(self, layers: int) -> LayerwiseModel:
+        """A working model of the first so many layers, uncalibrated. Raises UsageError without a classifier there."""
+        if not 1 <= layers <= len(self.blocks) or f"layer-{layers}" not in self.auxiliary:
+            raise UsageError(
+                f"there is no classifier behind layer {layers}: choose one of {', '.join(self.outputs) or 'none yet'}"
+            )
+        model = copy.deepcopy(self)
+        model.cut(layers)
+        return model
+
+    def become(self, blocks: Sequence[int], heads: Mapping[str, int]) -> None:
+        """Make the blocks as narrow, and give them the classifiers, that ``describe`` told of another model."""
+        if len(blocks) > len(self.blocks):
+            raise UsageError(f"{len(blocks)} layers are described, the network has {len(self.blocks)}")
+        if len(blocks) < len(self.blocks):
+            self.cut(len(blocks))
+        for j, width in enumerate(blocks):
+            if width != self.out_channels(j):
+                narrow(self, j, torch.arange(width))
+        for name, width in heads.items():
+            self.add_auxiliary_head(self.number(name), width)
+
+    def cut(self, layers: int) -> None:
+        """Drop all that comes behind the first so many layers."""
+        self.blocks = self.blocks[:layers]
+        for name in self.outputs:
+            if self.number(name) >= layers:
+                del self.auxiliary[name]
+        self.levels_at = self.levels_at[:layers]
+        sizes = {level: self.calibration.sizes[level] for level in self.taxonomy.levels if level in self.levels_at}
+        self.calibration = Calibration(sizes).to(self.calibration.temperature.device)
+
+    def describe(self) -> dict[str, Any]:
+        """How to build this model again, as it has become: its blocks' widths and its classifiers."""
+        heads = {name: head.width for name, head in self.auxiliary.items()}
+        return {**self.config, "blocks": [self.out_channels(j) for j in range(len(self.blocks))], "heads": heads}

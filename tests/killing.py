@@ -1,0 +1,214 @@
+"""The real command as a process that is killed or stopped at any moment, and started again.
+
+Steps are counted in the stopped processes themselves: ``STEPS`` writes down every one that is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+STEPS = """
+import os, sys
+from nestling import interrupt
+interrupt.install()
+log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+from nestling.engine import stage
+from nestling.engine.stage import StageRun
+
+# After every epoch, however long writing takes.
+stage.CHECKPOINT_SHARE = 1e12
+original = StageRun.step
+
+def step(run, *arguments):
+    where = run.stage.name, run.progress.epoch, run.progress.step
+    original(run, *arguments)
+    os.write(log, " ".join(map(str, where)).encode() + b"\\n")
+
+def finish(*arguments):
+    os.write(log, b"finish 0 0\\n")
+    return original_finish(*arguments)
+
+StageRun.step = step
+from nestling.commands import pipeline
+original_finish, pipeline.finish = pipeline.finish, finish
+from nestling.__main__ import main
+main(sys.argv[2:])
+"""
+"""``nestling``, with a checkpoint after every epoch, and a line in a file for every step, and for the end of training;
+the file is there as soon as signals are taken over."""
+
+STEPS_PER_EPOCH = 25
+TRAIN = (
+    *("train", "digits", "--method", "nested", "--backbone", "conv:4/8", "--precision", "fp32", "--device", "cpu"),
+    *("--known", "middle=0.5,fine=0.3"),
+    *(
+        "--set",
+        "epochs=[2,2,4]",
+        f"steps_per_epoch={STEPS_PER_EPOCH}",
+        "batch_size=32",
+        "calibration=both",
+        "rejection_epochs=1",
+    ),
+)
+STAGES = ("coarse", "middle", "fine", "rejection", "temperature")
+LIMIT = 120.0
+
+Step = tuple[str, int, int]
+"""Stage, epoch and step."""
+
+
+class Process:
+    """``nestling`` on its way, in a process of its own."""
+
+    def __init__(self, folder: Path, *arguments: object, before: str = "") -> None:
+        self.run = folder / "run"
+        self.steps = folder / f"steps-{len(list(folder.glob('steps-*')))}"
+        self.began = time.monotonic()
+        self.seconds = 0.0
+        """From the signal to the end."""
+        self.reached = False
+        """Whether it was the signal that ended it."""
+        command = [sys.executable, "-c", before + STEPS, str(self.steps), *map(str, arguments), "--out", str(self.run)]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def wait_for(self, happened: Callable[[], object], delay: float = 0.0) -> bool:
+        """Wait until it has happened, and ``delay`` seconds more; False where the process ended before."""
+        until = None
+        while until is None or time.monotonic() < until:
+            if self.process.poll() is not None:
+                return False
+            if until is None and happened():
+                until = time.monotonic() + delay
+            assert time.monotonic() - self.began < LIMIT, "nothing happened"
+            time.sleep(0.01)
+        return True
+
+    def end(self, number: int | None = None) -> tuple[int, str, str]:
+        """Send a signal, if any, and wait for the end: exit code (negative for a signal), stdout, stderr."""
+        sent = time.monotonic()
+        if number is not None:
+            self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=LIMIT)
+        self.seconds = time.monotonic() - sent
+        return self.process.returncode, out, err
+
+    def lines(self) -> list[list[str]]:
+        """What it wrote down; a line that was not written to its end is left out."""
+        text = self.steps.read_text(encoding="utf-8") if self.steps.exists() else ""
+        return [line.split() for line in text.split("\n")[:-1]]
+
+    def taken(self) -> list[Step]:
+        """The steps taken so far."""
+        return [(stage, int(epoch), int(step)) for stage, epoch, step in self.lines() if stage != "finish"]
+
+    def trained(self) -> bool:
+        """Whether it evaluates, or writes bundle, figures and report."""
+        return ["finish", "0", "0"] in self.lines()
+
+    def exists(self, pattern: str) -> Callable[[], bool]:
+        """Whether something of the run folder matches."""
+        return lambda: any(True for _ in self.run.glob(pattern))
+
+
+def last_checkpoint(run: Path) -> Step:
+    """From where a run folder goes on; step 0 of the stage after the last finished one."""
+    finished = sorted(path.name for path in (run / "stages").glob("[0-9]*"))
+    if len(finished) == len(STAGES):
+        return "", 0, 0
+    current = len(finished)
+    partial = sorted(path.name for path in (run / "checkpoints").glob(f"{current:02d}-*"))
+    epoch, step = map(int, partial[-1].split("-")[1:]) if partial else (0, 0)
+    return STAGES[current], epoch, step
+
+
+def num_saved(run: Path, order: list[Step]) -> int:
+    """How many of the steps that a run takes, ``order``, lie before its last checkpoint."""
+    stage, *place = last_checkpoint(run)
+    here = (STAGES.index(stage) if stage else len(STAGES), *place)
+    return sum((STAGES.index(name), *rest) < here for name, *rest in order)
+
+
+def go_on(
+    folder: Path, order: list[Step], when: Callable[[Process], bool] | None = None, number: int = signal.SIGKILL
+) -> Process:
+    """The command once more, sent a signal when ``when`` says, else to its end; ``order`` are a whole run's steps.
+
+    Checks that it goes on where the last checkpoint is and, stopped by a signal that it can obey, that it saves every
+    step that it took, exits by the signal's code within 5 seconds, and says so in one line.
+    """
+    run = folder / "run"
+    start, before = last_checkpoint(run), num_saved(run, order)
+    process = Process(folder, *TRAIN)
+    try:
+        sent = when is not None and when(process)
+        code, out, err = process.end(number if sent else None)
+    finally:
+        process.process.kill()
+    steps, finished = process.taken(), (run / "report.html").exists()
+    assert "Traceback" not in err
+    assert steps == order[before : before + len(steps)], (before, steps[:3])
+    said = re.findall(r"^resumed stage (\S+) epoch (\d+) step (\d+)$", err, re.MULTILINE)
+    if start[1:] != (0, 0) and (steps or not sent):
+        assert said == [(start[0], str(start[1]), str(start[2]))]
+    else:
+        assert not said or (sent and not steps)
+    if not sent or (code == 0 and finished):
+        assert (code, out) == (0, f"{run}\n"), err
+        return process
+    process.reached = True
+    if number == signal.SIGKILL:
+        assert code == -number, err
+        return process
+    # Python gives signals back to the system at its very end.
+    assert code == 128 + number or (finished and code == -number), (code, err)
+    assert process.seconds < 5, process.seconds
+    assert finished or (out == "" and re.search(r"^nestling: stopped by ", err.splitlines()[-1])), err
+    assert num_saved(run, order) == before + len(steps), "not every step was saved"
+    return process
+
+
+def in_imports(process: Process, generator: random.Random) -> bool:
+    """From the moment at which signals are taken over, until torch and the data are loaded."""
+    return process.wait_for(process.steps.exists, generator.uniform(0, 1.5))
+
+
+def in_training(process: Process, generator: random.Random) -> bool:
+    """Before the first checkpoint, most likely."""
+    return process.wait_for(process.taken, generator.uniform(0, 0.1))
+
+
+def after_a_checkpoint(process: Process, generator: random.Random) -> bool:
+    """In a stage that was interrupted, or soon after it."""
+    there = process.exists("checkpoints/02-*-*")
+    return process.wait_for(lambda: process.taken() and there(), generator.uniform(0, 0.15))
+
+
+def in_the_end(process: Process, generator: random.Random) -> bool:
+    """While it evaluates, or writes bundle, figures or report."""
+    return process.wait_for(process.trained, generator.uniform(0, 0.5))
+
+
+def anywhere(process: Process, generator: random.Random) -> bool:
+    """Up to three seconds after signals were taken over; a whole run takes five or so."""
+    return process.wait_for(process.steps.exists, generator.uniform(0, 3))
+
+
+def phase(process: Process) -> str:
+    """Where its signal met a process."""
+    if process.trained():
+        return "evaluation and report"
+    return "training" if process.taken() else "imports and data"
