@@ -10,12 +10,13 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --co
 INSTALL := $(PIP) --no-build-isolation --editable
 REQUIREMENTS := .venv/.created pyproject.toml constraints.txt
 
-.PHONY: help demo test test-long lint docs format clean
+.PHONY: help demo test test-long bench lint docs format clean
 
 help:
 	@echo 'make demo       train on handwritten digits, compare, report: runs/demo'
 	@echo 'make test       the tests (a few minutes)'
 	@echo 'make test-long  the tests marked long; records the run in results/test-long.json'
+	@echo 'make bench      speed beside what there is to compare with: results/bench.json; ROWS=loop,help for some'
 	@echo 'make lint       ruff and pyright'
 	@echo 'make docs       the documentation, as docs/_build/index.html'
 	@echo 'make format     let ruff mend what it can'
@@ -55,6 +56,9 @@ test: .venv/.installed-test
 
 test-long: .venv/.installed-test
 	$(BIN)/python -m pytest -m long --record=results/test-long.json
+
+bench: .venv/.installed-hub
+	$(BIN)/python benchmarks/bench.py --rows=$(ROWS)
 
 # pyright follows the imports of whatever stands in .venv: the tests' packages are not needed for src.
 lint: .venv/.installed-lint

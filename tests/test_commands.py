@@ -182,7 +182,7 @@ def test_a_table_of_ones_own(more: tuple[str, ...], tmp_path: Path) -> None:
     done = succeed("train", source, "--out", tmp_path / "run", *QUICK)
     check_run(tmp_path / "run", ["coarse", "fine"], done)
     expected = {
-        (): "rows: 21 training, 3 validation",
+        (): "rows: 21 training, 3 validation, 2 calibration",
         # Where validation rows are given, the training rows are cut into training and calibration alone.
         ("split",): "rows: 14 training, 8 validation",
         ("group",): "groups kept whole",

@@ -22,7 +22,11 @@ def watch(event, arguments):
     else:
         return
     for path in paths:
-        if isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(folder):
+        # TensorBoard, where it is installed, keeps a store of its own, that nothing of ours reads.
+        other = os.path.join(folder, "tensorboard", "")
+        if isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(folder) and not (
+            os.fsdecode(path).startswith(other)
+        ):
             frame, callers = sys._getframe(1), []
             while frame is not None:
                 callers.append(frame.f_code.co_filename)

@@ -86,6 +86,8 @@ class Train(SourceOptions):
     8. What comes out does not depend on it."""
     out: str | None = None
     """The run folder; by default runs/<source>-<method>-<hash of the settings>."""
+    dry_run: bool = False
+    """Print the stages, and the memory and time that they are estimated to take; train and write nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,23 +14,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from nestling import collective
 from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.train import say
+from nestling.commands.words import program, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.sources import has_split, load_data
 from nestling.engine.fit import Run, cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
-from nestling.engine.runfolder import FINISHED, RunFolder
+from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.errors import DivergedError, listed
 from nestling.methods import recipe_class
 from nestling.methods.baselines import EndToEnd, FlatMarginal
+from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
-from nestling.models.build import build_model
+from nestling.models.build import LayerOptions, NetworkOptions, build_model
 
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = {"adamw": (1e-3, 3e-3, 1e-2), "adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
 """The learning rates that every method chooses from on validation rows, with --baselines."""
 
 
@@ -57,30 +60,20 @@ class Pipeline:
             del given["optimizer"]["lr"]
         precision = options.get("precision", "auto")
         Runtime.choose(device, precision, workers=workers)
-        self.begun = folder.open(given)
-        self.precision = folder.kept("precision") or precision
+        self.begun = folder.open(given, collective.broadcast_object)
+        self.precision = precision
 
     def run(self) -> None:
         """Do what is left to do."""
-        if self.begun and (self.folder.path / FINISHED).exists():
-            say(f"{self.folder.path} is finished: nestling show {self.folder.path} prints it")
+        if self.folder.finished:
+            say(f"{self.folder.path} is finished: {program()} show {self.folder.path} prints it")
             return
         began = time.monotonic()
-        train = self.load("train")
-        validation = (
-            self.load("validation", like=train) if has_split(self.source, "validation", self.data_dir) else None
-        )
-        if self.options.get("known"):
-            # Labels that validation rows choose by are part of the budget.
-            train, validation = (part and part.keep(self.options["known"], self.seed) for part in (train, validation))
-            assert train is not None
-        test = self.load("test", like=train)
+        train, validation, test = self.load_all()
         stages = self.check(train, validation)
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
-        others = {"validation": validation, "test": test}
-        notes = [*train.notes, *(f"{name}: {note}" for name, part in others.items() if part for note in left_out(part))]
-        notes += scarce(train)
+        notes = notes_of(train, validation, test)
         for note in notes:
             say(note)
         runs = (
@@ -88,6 +81,8 @@ class Pipeline:
             if self.options.get("baselines")
             else {self.recipe.method: self.fit(self.recipe, train, validation, self.folder)}
         )
+        if collective.rank() > 0:
+            return
         about = {name: self.options[name] for name in ("known", "levels", "image_size") if self.options.get(name)}
         end = Finish(
             folder=self.folder,
@@ -108,21 +103,34 @@ class Pipeline:
                 min(runs[self.recipe.method].preprocessing.height, runs[self.recipe.method].preprocessing.width)
             ),
         )
-        for level in metrics["levels"]:
-            say(describe(level))
+        for line in score_lines({"": metrics["levels"]}):
+            say(line)
         if "verdict" in metrics:
             say(metrics["verdict"])
 
-    def check(self, train: LabelledData, validation: LabelledData | None) -> list[StagePlan]:
+    def load_all(self) -> tuple[LabelledData, LabelledData | None, LabelledData]:
+        """Training rows, validation rows where the source has some of its own, and test rows."""
+        train = self.load("train")
+        validation = (
+            self.load("validation", like=train) if has_split(self.source, "validation", self.data_dir) else None
+        )
+        if self.options.get("known"):
+            # Labels that validation rows choose by are part of the budget.
+            train, validation = (part and part.keep(self.options["known"], self.seed) for part in (train, validation))
+            assert train is not None
+        return train, validation, self.load("test", like=train)
+
+    def check(
+        self, train: LabelledData, validation: LabelledData | None, recipe: Recipe | None = None
+    ) -> list[StagePlan]:
         """What the recipe will do with these rows. Raises whatever it cannot do, before anything is said or written."""
+        recipe = recipe or self.recipe
         # A plan is made of labels; the images need not be copied for it.
         labels = replace(train, inputs=torch.empty((len(train), 1, 1, 1), dtype=torch.uint8))
         rows, _ = cut_rows(labels, validation, self.seed)
         with torch.device("meta"):
-            model = build_model(
-                train.taxonomy, train.image_shape, self.backbone, self.recipe.method, self.recipe.network()
-            )
-        return plan(self.recipe, model, rows)
+            model = build_model(train.taxonomy, train.image_shape, self.backbone, recipe.method, recipe.network())
+        return plan(recipe, model, rows)
 
     def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
         """A split of the source; ``like`` the training rows in taxonomy, size and channels."""
@@ -159,30 +167,49 @@ class Pipeline:
             workers=self.workers,
         )
 
+    def trainings(self, stages: Sequence[StagePlan]) -> dict[str, list[Recipe]]:
+        """What ``--baselines`` trains: every method at each learning rate of one grid, with as many steps."""
+        recipes: dict[str, Recipe] = {self.recipe.method: self.recipe}
+        if isinstance(self.recipe, Layerwise):
+            # Its own network, rows and loss, all layers at once.
+            recipes["end-to-end"] = self.recipe.end_to_end(sum(stage.epochs for stage in stages))
+        else:
+            recipes |= {
+                kind.method: twin(kind, self.recipe, self.recipe.network(), stages)
+                for kind in (EndToEnd, FlatMarginal)
+                if kind.method != self.recipe.method
+            }
+        return {
+            method: [recipe]
+            if self.rate_given and method == self.recipe.method
+            else [
+                replace(recipe, optimizer=replace(recipe.optimizer, lr=rate)) for rate in RATES[recipe.optimizer.name]
+            ]
+            for method, recipe in recipes.items()
+        }
+
     def with_baselines(
         self, train: LabelledData, validation: LabelledData | None, stages: Sequence[StagePlan]
     ) -> dict[str, Run]:
         """Every method at the learning rate that its own validation rows choose from one grid, with as many steps."""
-        recipes: dict[str, Recipe] = {self.recipe.method: self.recipe}
-        recipes |= {
-            kind.method: twin(kind, self.recipe, stages)
-            for kind in (EndToEnd, FlatMarginal)
-            if kind.method != self.recipe.method
-        }
+        trainings = self.trainings(stages)
         runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"))
-        self.precision = runtime.precision
+        if Runtime.choose(self.device, self.precision).precision != runtime.precision:
+            # A resume on another machine, which by itself would choose otherwise.
+            self.precision = runtime.precision
         self.folder.derive("precision", runtime.precision, runtime.reasons["precision"])
         if not self.folder.begun:
             self.folder.begin()
-        chosen = {}
-        for method, recipe in recipes.items():
+        total = sum(map(len, trainings.values()))
+        chosen, number = {}, 0
+        for method, recipes in trainings.items():
             given = self.rate_given and method == self.recipe.method
-            rates = [recipe.optimizer.lr] if given else RATES
+            rates = [recipe.optimizer.lr for recipe in recipes]
             candidates: dict[Any, Run] = {}
             losses: dict[Any, float] = {}
-            for rate in rates:
-                say(f"--- {method}, learning rate {rate}")
-                candidate = replace(recipe, optimizer=replace(recipe.optimizer, lr=rate))
+            for rate, candidate in zip(rates, recipes, strict=True):
+                number += 1
+                say(f"--- training {number} of {total}: {method}, learning rate {rate}")
                 name = method if given else f"{method}-{rate}"
                 try:
                     candidates[rate] = self.fit(candidate, train, validation, self.folder.path / "methods" / name)
@@ -194,7 +221,7 @@ class Pipeline:
                 loss = candidates[rate].metrics.get("validation loss")
                 losses[rate] = float("inf") if loss is None else loss
             if not candidates:
-                raise DivergedError(f"{method} diverged at every learning rate of {RATES}: set another optimizer.name")
+                raise DivergedError(f"{method} diverged at every learning rate tried: set another optimizer.name")
             best, reason = min(losses, key=lambda rate: losses[rate]), "as given"
             if not given:
                 compared = ", ".join(
@@ -202,7 +229,9 @@ class Pipeline:
                 )
                 reason = f"the least validation loss ({compared})"
                 if losses[best] == float("inf"):
-                    best = recipe.optimizer.lr if recipe.optimizer.lr in candidates else best
+                    given_rate = self.recipe.optimizer.lr
+                    usual = given_rate[-1] if isinstance(given_rate, tuple) else given_rate
+                    best = usual if usual in candidates else best
                     reason = "no validation row is labelled to choose by"
             self.folder.derive(f"learning rate of {method}", str(best), reason)
             chosen[method] = candidates[best]
@@ -210,8 +239,11 @@ class Pipeline:
 
 
 def scarce(train: LabelledData) -> list[str]:
-    """Warnings of what can hardly be learned: levels of one class, classes of one row."""
+    """Warnings of what can hardly be learned: data or levels of one class, classes of one row."""
     warnings = []
+    seen = [np.unique(known[known >= 0]) for known in train.labels.T]
+    if all(len(codes) <= 1 for codes in seen):
+        warnings.append("warning: all training rows are of a single class: there is nothing to tell apart")
     for number, level in enumerate(train.taxonomy.levels):
         classes, known = train.taxonomy.classes[level], train.labels[:, number]
         if len(classes) == 1:
@@ -225,12 +257,24 @@ def scarce(train: LabelledData) -> list[str]:
     return warnings
 
 
+def notes_of(train: LabelledData, validation: LabelledData | None, test: LabelledData) -> list[str]:
+    """What there is to say of the data."""
+    others = {"validation": validation, "test": test}
+    notes = [*train.notes, *(f"{name}: {note}" for name, part in others.items() if part for note in left_out(part))]
+    return notes + scarce(train)
+
+
 def left_out(data: LabelledData) -> list[str]:
     """What was said of inputs that could not be read."""
     return [note for note in data.notes if note.startswith("left out")]
 
 
-def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: Sequence[StagePlan]) -> Recipe:
+def twin(
+    kind: type[EndToEnd] | type[FlatMarginal],
+    recipe: Recipe,
+    network: NetworkOptions | LayerOptions,
+    stages: Sequence[StagePlan],
+) -> Recipe:
     """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``."""
     trained = [stage for stage in stages if stage.chosen]
     rate = recipe.optimizer.lr
@@ -242,18 +286,8 @@ def twin(kind: type[EndToEnd] | type[FlatMarginal], recipe: Recipe, stages: Sequ
         batch_size=max(stage.batch_size for stage in trained),
         optimizer=replace(recipe.optimizer, lr=rate[-1] if isinstance(rate, tuple) else rate),
         norm=recipe.norm,
-        skips=recipe.network().skips,
+        skips=isinstance(network, NetworkOptions) and network.skips,
         balance="levels",
         augmentation=recipe.augmentation,
         patience=recipe.patience,
-    )
-
-
-def describe(level: Mapping[str, Any]) -> str:
-    """One level's figures in a line."""
-    if not level["n"]:
-        return f"{level['name']}: no labelled test row"
-    return (
-        f"{level['name']}: accuracy {100 * level['accuracy']:.1f} %, confidence {100 * level['confidence']:.1f} %, "
-        f"expected calibration error {100 * level['ece']:.1f} %, {level['n']} rows"
     )

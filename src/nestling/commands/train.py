@@ -42,6 +42,11 @@ def train(command: Train) -> int:
     digest = hashlib.sha256(json.dumps([options, fields], sort_keys=True).encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options["source"]).stem) or "source"
     out = Path(command.out or f"runs/{name}-{options['method']}-{digest}")
+    if command.dry_run:
+        from nestling.commands.dry_run import dry_run
+
+        dry_run(command, options, fields, out)
+        return 0
     with RunFolder(out, writer=speaks()) as folder:
         from nestling.commands.pipeline import Pipeline
         from nestling.engine.runtime import processes

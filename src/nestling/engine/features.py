@@ -59,18 +59,24 @@ class Features:
         self.temporary: tempfile.TemporaryDirectory[str] | None = None
         self.maps = torch.empty(0)
         self.place = ""
+        if before is not None and known == len(modules):
+            # The classifier of a pruned layer was tuned on them: they are the next layer's, too.
+            self.maps, self.place, self.temporary = before.maps, before.place, before.temporary
+            return
         modes = [(m, m.training) for module in modules for m in module.modules()]
         for module in modules:
             module.eval()
-        total = len(data) * views
-        for start in range(0, total, AT_ONCE):
-            slots = np.arange(start, min(start + AT_ONCE, total))
-            maps = self.compute(slots, modules[known:], before if known else None, augmentation, key)
-            if start == 0:
-                self.maps, self.place = self.reserve((total, *maps.shape[1:]), maps.dtype, folder)
-            self.maps[start : start + len(slots)] = maps
-        for module, training in modes:
-            module.training = training
+        try:
+            total = len(data) * views
+            for start in range(0, total, AT_ONCE):
+                slots = np.arange(start, min(start + AT_ONCE, total))
+                maps = self.compute(slots, modules[known:], before if known else None, augmentation, key)
+                if start == 0:
+                    self.maps, self.place = self.reserve((total, *maps.shape[1:]), maps.dtype, folder)
+                self.maps[start : start + len(slots)] = maps
+        finally:
+            for module, training in modes:
+                module.training = training
 
     @torch.no_grad()
     def compute(

@@ -7,7 +7,6 @@ next step depends on; randomness is a pure function of (seed, stage, epoch, step
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from nestling.data.split import cut
 from nestling.data.stream import has_room, in_parts
 from nestling.data.transforms import Preprocessing
 from nestling.engine.checkpoint import Checkpoints, pick
+from nestling.engine.features import Features
 from nestling.engine.log import Reporter
 from nestling.engine.plan import plan
 from nestling.engine.predict import accuracy_per_level, predict
@@ -39,7 +39,7 @@ from nestling.files import Appender
 from nestling.methods.recipe import Recipe, Stage
 from nestling.models.build import build_model
 from nestling.models.model import Model, Outputs
-from nestling.models.weights import reshape, restore
+from nestling.models.weights import reshape, restore, weights_hash
 from nestling.objectives.calibration import negative_log_likelihood
 from nestling.objectives.terms import Objective
 from nestling.seeds import derive
@@ -83,6 +83,7 @@ def fit(
     backbone: str = "auto",
     workers: int | None = None,
     verbose: bool = True,
+    whole: bool = False,
 ) -> Run:
     """Train ``recipe`` on ``data`` and return the calibrated model.
 
@@ -95,6 +96,7 @@ def fit(
     precision: auto, fp32, bf16 or fp16.
     workers: processes that decode pictures ahead, where these do not fit into memory; by default one less than there
         are cores, at most 8. The result does not depend on it.
+    whole: train on every row: there are no validation and no calibration rows, and nothing can be chosen by them.
 
     Raises UsageError for settings that cannot be, DivergedError where a loss, gradient or metric is not finite,
     StorageError for files and BusyError where another process holds ``out``.
@@ -103,7 +105,8 @@ def fit(
     if isinstance(out, str | Path):
         with RunFolder(out, writer=collective.rank() == 0) as folder:
             chosen = {"backbone": backbone} if model is None and backbone != "auto" else {}
-            given = {"method": recipe.method, "seed": seed, **chosen, **to_dict(recipe)}
+            every = {"whole": True} if whole else {}
+            given = {"method": recipe.method, "seed": seed, **chosen, **every, **to_dict(recipe)}
             folder.open(given, collective.broadcast_object)
             return fit(
                 recipe,
@@ -117,9 +120,10 @@ def fit(
                 backbone=backbone,
                 workers=workers,
                 verbose=verbose,
+                whole=whole,
             )
     given = 0 if validation is None else len(validation)
-    train, validation = cut_rows(data, validation, seed)
+    train, validation = (data, data.subset([])) if whole else cut_rows(data, validation, seed)
     calibration = len(data) + given - len(train) - len(validation)
     if out is not None:
         out.recognise("training data", fingerprint([train, validation]), "the hash by which a resume knows them again")
@@ -153,7 +157,7 @@ def fit(
         else "as given",
     )
     rows = f"{len(train)} training, {len(validation)} validation, {calibration} calibration"
-    engine.decide("rows", rows, "cut within each class of the finest known level")
+    engine.decide("rows", rows, "all train" if whole else "cut within each class of the finest known level")
     # Whatever the recipe cannot do is found before anything is written or trained.
     plan(recipe, model, train)
     if out is not None and not out.begun:
@@ -180,15 +184,6 @@ def cut_rows(data: LabelledData, validation: LabelledData | None, seed: int) -> 
     if len(train) == 0:
         raise UsageError("there is no row to train on: the data are empty")
     return train, validation
-
-
-def weights_hash(model: Model) -> str:
-    """By which a resume knows the weights again that the run was given to begin with."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -223,6 +218,7 @@ class Engine:
         self.log: Appender | None = None
         self.log_offset = 0
         self.on_device: dict[int, tuple[LabelledData, DeviceData]] = {}
+        self.features: Features | None = None
 
     def decide(self, name: str, value: object, reason: str) -> None:
         """Print what was chosen automatically, and keep it in the run's recipe.toml."""

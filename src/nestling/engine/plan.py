@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ class StagePlan:
     """Parameters."""
     chosen: bool
     """Whether validation rows choose the epoch, as in every stage that trains the network."""
+    assumes: str | None = None
+    """What was assumed of the hook at its end, which a plan does not run."""
 
 
 def plan(recipe: Recipe, model: Model, data: LabelledData) -> list[StagePlan]:
@@ -35,7 +37,12 @@ def plan(recipe: Recipe, model: Model, data: LabelledData) -> list[StagePlan]:
     Raises whatever the recipe would raise later: a level without labels, a wrong number of values per stage.
     """
     ghost = copy.deepcopy(model).to("meta")
-    return [describe(stage) for stage in recipe.stages(ghost, data)]
+    plans = []
+    for stage in recipe.stages(ghost, data):
+        described = describe(stage)
+        # What comes after a hook that changes shapes is planned on the shapes that it is expected to leave.
+        plans.append(replace(described, assumes=stage.assume(ghost)) if stage.assume is not None else described)
+    return plans
 
 
 def describe(stage: Stage) -> StagePlan:

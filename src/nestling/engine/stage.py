@@ -6,6 +6,7 @@ import copy
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,10 @@ from nestling import collective, interrupt
 from nestling.data.batch import Batch
 from nestling.data.loader import DeviceData, RowOrder
 from nestling.engine.checkpoint import Saved, collect, optimizer_tensors, pick, restore_optimizer
-from nestling.engine.optim import build_optimizer, rate
+from nestling.engine.features import Features, NoRoom
+from nestling.engine.optim import begins_anew, build_optimizer, rate
 from nestling.engine.plan import order_of
-from nestling.engine.predict import accuracy_per_level
+from nestling.engine.select import Judge
 from nestling.engine.step import (
     StepModule,
     check_gradients,
@@ -28,9 +30,11 @@ from nestling.engine.step import (
     mark_trainable,
     own,
     set_modes,
+    unsynchronised,
     values_of,
 )
-from nestling.errors import DivergedError, StorageError
+from nestling.engine.tensorboard import TensorBoard
+from nestling.errors import StorageError
 from nestling.files import Appender
 from nestling.methods.recipe import Context, Hook, Perturb, Stage
 from nestling.models.weights import reshape, restore
@@ -76,6 +80,7 @@ class StageRun:
             train=engine.train,
             validation=engine.validation,
             predict=engine.predict,
+            batches=lambda data: engine.device_data(data).batches(),
             note=self.note,
             epochs=stage.epochs,
         )
@@ -86,12 +91,9 @@ class StageRun:
             self.order = order_of(stage, derive(engine.seed, "order", number))
             self.optimizer = build_optimizer(stage.optimizer, stage.lr, self.trained.values())
             self.scaler = torch.amp.GradScaler(engine.runtime.device.type, enabled=engine.runtime.precision == "fp16")
-        # Without a validation row to compare epochs by, the last one is kept.
-        taxonomy = engine.train.taxonomy
-        self.chosen_by = (stage.select.levels or taxonomy.levels) if stage.select else ()
-        chosen = [taxonomy.level_index(level) for level in self.chosen_by]
-        self.can_select = bool((engine.validation.labels[:, chosen] >= 0).any())
+        self.judge = Judge.of(engine, stage)
         self.ahead: Iterator[Tensor | None] = itertools.repeat(None)
+        self.board = TensorBoard(None, stage.name, 0)
         self.checked = False
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
@@ -111,6 +113,10 @@ class StageRun:
         state = self.progress
         if self.engine.folder is not None and collective.rank() == 0:
             self.engine.log = Appender(self.engine.folder.path / "metrics.jsonl", state.log)
+            if self.order is not None:
+                # Where the epoch's steps are taken but its figures are not, these come again.
+                done = state.epoch * self.order.steps + min(state.step, self.order.steps - 1)
+                self.board = TensorBoard(self.engine.folder.path, f"{self.number:02d}-{stage.name}", done)
         try:
             if self.order is not None:
                 total, done = stage.epochs * self.order.steps, state.epoch * self.order.steps + state.step
@@ -124,12 +130,34 @@ class StageRun:
                     f"{len(self.rows)} rows, {trained:,} parameters, "
                     f"at most {stage.epochs} epochs of {self.order.steps} steps",
                 )
-                data = self.engine.device_data(stage.data)
+                data, since = self.data()
                 with data.ahead(self.to_come(self.order), self.engine.runtime.workers) as self.ahead:
-                    self.train_epochs()
+                    self.train_epochs(data, since)
             self.finish()
         finally:
+            self.board.close()
             self.engine.reporter.stage_ended()
+
+    def data(self) -> tuple[DeviceData | Features, int]:
+        """The rows that this stage trains on, or the maps of its prefix, and how many modules these are behind."""
+        stage, engine = self.stage, self.engine
+        data = engine.device_data(stage.data)
+        if not stage.prefix or stage.views is None:
+            return data, 0
+        folder = engine.folder.path if engine.folder else None
+        began = time.monotonic()
+        key = derive(engine.seed, "views")
+        try:
+            kept = Features(
+                data, stage.prefix, engine.runtime, stage.views, stage.augmentation, key, engine.features, folder
+            )
+        except NoRoom as error:
+            engine.reporter.say(f"features are not kept: {error}")
+            return data, 0
+        engine.features = kept
+        took = time.monotonic() - began
+        engine.reporter.say(f"kept features: {kept.place}, computed once for {len(data)} rows in {took:.1f} s")
+        return kept, len(stage.prefix)
 
     def to_come(self, order: RowOrder) -> Iterator[np.ndarray]:
         """The rows of this process's batches from here to the end of the stage."""
@@ -137,13 +165,15 @@ class StageRun:
         places = (divmod(number, order.steps) for number in range(begun, self.stage.epochs * order.steps))
         return (self.rows[own(order.batch(epoch, step)[0])] for epoch, step in places)
 
-    def train_epochs(self) -> None:
+    def train_epochs(self, data: DeviceData | Features, since: int) -> None:
         stage, state = self.stage, self.progress
         assert self.order is not None
         module = self.engine.runtime.wrap(
-            StepModule(self.engine.model, self.objective, self.engine.runtime, stage.until)
+            StepModule(self.engine.model, self.objective, self.engine.runtime, stage.until, since)
         )
-        data = self.engine.device_data(stage.data)
+        if self.judge is not None and self.judge.select.start and not state.losses:
+            with torch.no_grad():
+                self.compare(self.judge)
         while state.epoch < stage.epochs and not (stage.patience and state.stale >= stage.patience):
             set_modes(stage, self.engine.model, self.objective)
             while state.step < self.order.steps:
@@ -169,7 +199,26 @@ class StageRun:
         self.objective.train()
         return batch
 
-    def step(self, module: nn.Module, data: DeviceData) -> None:
+    def accumulate(
+        self, module: nn.Module, batch: Batch, progress: float, global_size: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and terms of the batch, whose gradients are there afterwards, in as many parts as ``micro_batch`` asks.
+
+        A part counts by its rows: exact where every row has the labels that the objective reads.
+        """
+        parts = -(-global_size // (self.stage.micro_batch or global_size))
+        total, sums = batch.inputs.new_zeros((), dtype=torch.float32), {}
+        for number in range(parts):
+            part = batch if parts == 1 else batch.part(number, parts)
+            with nullcontext() if number == parts - 1 else unsynchronised(module):
+                loss, terms = module(part, progress)
+                share = len(part.index) / len(batch.index)
+                self.scaler.scale(loss * share if parts > 1 else loss).backward()
+            total = total + share * loss.detach()
+            sums = {name: sums.get(name, 0) + share * value for name, value in terms.items()}
+        return total, sums
+
+    def step(self, module: nn.Module, data: DeviceData | Features) -> None:
         """One update. Raises DivergedError where the loss or a gradient is not finite."""
         stage, state, order, engine = self.stage, self.progress, self.order, self.engine
         assert order is not None
@@ -177,15 +226,19 @@ class StageRun:
         rows, draws = own(every), own(draws)
         engine.runtime.seed(derive(engine.seed, "step", self.number, state.epoch, state.step, collective.rank()))
         key = derive(engine.seed, "augment", self.number)
+        if stage.views is not None:
+            # The same views in every stage: what the layers below made of them is kept.
+            key, draws = derive(engine.seed, "views"), draws % stage.views
         batch = data.batch(self.rows[rows], stage.augmentation, key, draws, images=next(self.ahead))
         if stage.perturb is not None:
             batch = self.perturbed(stage.perturb, batch)
         progress = (state.epoch * order.steps + state.step) / (stage.epochs * order.steps)
         lr = stage.lr * rate(stage.optimizer, progress, state.losses)
+        if begins_anew(stage.optimizer, state.epoch * order.steps + state.step, stage.epochs * order.steps):
+            self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, terms = module(batch, progress)
-        self.scaler.scale(loss).backward()
+        loss, terms = self.accumulate(module, batch, progress, len(every))
         if not self.checked:
             check_gradients(stage, self.trained)
             self.checked = True
@@ -207,16 +260,9 @@ class StageRun:
         state.running = [state.running[0] + value, state.running[1] + 1]
         taken = state.epoch * order.steps + state.step
         if engine.log is not None and (taken % LOG_EVERY == 1 or state.step == order.steps):
-            engine.log.append(
-                {
-                    "stage": stage.name,
-                    "epoch": state.epoch,
-                    "step": taken,
-                    "loss": value,
-                    "lr": lr,
-                    "terms": parts,
-                }
-            )
+            figures = {"loss": value, "lr": lr, "terms": parts}
+            engine.log.append({"stage": stage.name, "epoch": state.epoch, "step": taken, **figures})
+            self.board.add(taken, figures)
 
     @torch.no_grad()
     def end_epoch(self) -> None:
@@ -230,39 +276,34 @@ class StageRun:
         check_weights(self.weights(), f"{self.where()}")
         if stage.after_epoch is not None:
             self.run_hook(stage.after_epoch, "after epoch", state.epoch)
-        if stage.select is not None and self.can_select:
-            self.synchronise()
-            outputs, labels = self.engine.predict(self.engine.validation, stage.until)
-            answers = {k: p for k, p in self.engine.model.answers(outputs).combined.items() if k in self.chosen_by}
-            levels = self.engine.train.taxonomy.levels
-            score = collective.broadcast_object(stage.select.metric(answers, labels, levels))
-            if score != score or abs(score) == float("inf"):
-                raise DivergedError(
-                    f"the {stage.select.name} is not finite {self.where()}: "
-                    "lower optimizer.lr; the last checkpoint is kept"
-                )
-            record |= {
-                stage.select.name: score,
-                "accuracy": accuracy_per_level(answers, labels, self.engine.train.taxonomy),
-            }
-            loss = score if stage.select.mode == "min" else -score
-            state.losses.append(loss)
-            if state.best is None or loss < state.best:
-                state.best, state.stale = loss, 0
-                self.best = {name: tensor.clone() for name, tensor in self.weights().items()}
-            else:
-                state.stale += 1
+        if self.judge is not None:
+            record |= self.compare(self.judge)
         state.history.append(record)
         state.epoch, state.step, state.running = state.epoch + 1, 0, [0.0, 0.0]
         assert self.order is not None
+        figures = {name: value for name, value in record.items() if name not in ("stage", "epoch")}
+        self.board.add(state.epoch * self.order.steps, {"epoch": figures})
         self.engine.reporter.epoch(
             stage.name,
             state.epoch,
             stage.epochs,
             state.epoch * self.order.steps,
             stage.epochs * self.order.steps,
-            {k: v for k, v in record.items() if k not in ("stage", "epoch")},
+            figures,
         )
+
+    def compare(self, judge: Judge) -> dict[str, Any]:
+        """Score the weights of this moment, and keep them where they are the best; what to record."""
+        self.synchronise()
+        loss, record = judge.score(self.where())
+        state = self.progress
+        state.losses.append(loss)
+        if state.best is None or loss < state.best:
+            state.best, state.stale = loss, 0
+            self.best = {name: tensor.clone() for name, tensor in self.weights().items()}
+        else:
+            state.stale += 1
+        return record
 
     def weights(self) -> dict[str, Tensor]:
         """Model and objective, detached but not copied."""
@@ -311,6 +352,7 @@ class StageRun:
             return
         began = time.monotonic()
         state.log = engine.log.flush(sync=True)
+        self.board.flush()
         tensors = {
             **self.weights(),
             **collect("optimizer", optimizer_tensors(self.optimizer)),

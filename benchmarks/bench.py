@@ -1,0 +1,156 @@
+"""How fast we are, beside what there is to compare with: ``python benchmarks/bench.py [--rows loop,help]``.
+
+Every row measures both sides in turns, in short bursts, and takes the median of the pairs: a neighbour who takes the
+cores for a while takes them from both. Prints a line for each row and writes results/bench.json. About five minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# As the command line sets it, before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from loops import TINY, Bare, Size, beside, checkpointing, made, network
+from paired import Row, in_turns, process
+
+from nestling.data.transforms import Augmentation
+from nestling.engine.runtime import Runtime, cpu_has_bf16
+from nestling.errors import unknown
+from nestling.files import write_json
+from nestling.provenance import commit, hardware, versions
+
+EVERYTHING = """
+import torch, nestling
+for module in (nestling, nestling.functional, nestling.methods):
+    for name in module.__all__:
+        getattr(module, name)
+"""
+
+
+def loop(folder: Path, size: Size) -> Row:
+    """Our engine's loop over a bare one that does the same."""
+    ours, theirs = beside(folder, made(size), size)
+    text = "fit over a bare loop of the same precision, layout and optimiser"
+    return Row(name="loop", text=text, unit="images/s", ours=ours, theirs=theirs, target=0.97)
+
+
+def default(folder: Path, size: Size) -> Row:
+    """Our defaults over the loop that a user writes first."""
+    ours, theirs = beside(folder, made(size), size, precision="fp32", channels_last=False)
+    text = f"fit with precision auto ({Runtime.choose('cpu').precision}) over a plain loop in fp32"
+    target = 2.0 if cpu_has_bf16() else 1.0
+    return Row(name="default", text=text, unit="images/s", ours=ours, theirs=theirs, target=target)
+
+
+def augmentation(folder: Path, size: Size) -> Row:
+    """Crop and mirror over the network that consumes their images."""
+    data = made(size)
+    images, rows = data.images(data.index[: size.batch]), torch.arange(size.batch)
+    augment = Augmentation.parse("crop-mirror", data.image_shape)
+    bare = Bare(network(data, size), data, size, Runtime.choose("cpu").precision, channels_last=True)
+    repeated = 20 * size.burst
+
+    def ours() -> None:
+        for key in range(repeated):
+            augment(images, key, rows)
+
+    in_turns(ours, lambda: bare.run(size.burst), 1)
+    times = in_turns(ours, lambda: bare.run(size.burst), size.rounds, size.most)
+    text = "crop and mirror over the training of that network"
+    made_, used = ([count * size.batch / s for s in t] for count, t in zip((repeated, size.burst), times))
+    return Row(name="augment", text=text, unit="images/s", ours=made_, theirs=used, target=20)
+
+
+def saving(folder: Path, size: Size) -> Row:
+    """Checkpoints' share of a run."""
+    spent, total = checkpointing(folder, made(size), size)
+    text = "saving over a whole run, by the default rules"
+    return Row(name="checkpoint", text=text, unit="s", ours=[spent], theirs=[total], target=0.02, at_least=False)
+
+
+def help_(folder: Path, size: Size) -> Row:
+    """The first thing that anybody waits for."""
+    times, _ = in_turns(process(sys.executable, "-m", "nestling", "--help"), lambda: None, size.starts)
+    return Row(
+        name="help",
+        text="nestling --help in a cold process",
+        unit="s",
+        ours=times,
+        theirs=times,
+        measure="ours",
+        target=0.3,
+        at_least=False,
+    )
+
+
+def import_(folder: Path, size: Size) -> Row:
+    """What we add to the import of torch, with all that is public touched."""
+    ours, theirs = (process(sys.executable, "-c", code) for code in (EVERYTHING, "import torch"))
+    mine, alone = in_turns(ours, theirs, size.starts)
+    text = "import torch and all of nestling, less import torch"
+    return Row(
+        name="import",
+        text=text,
+        unit="s",
+        ours=mine,
+        theirs=alone,
+        measure="ours - theirs",
+        target=0.2,
+        at_least=False,
+    )
+
+
+ROWS: dict[str, Callable[[Path, Size], Row]] = {
+    "loop": loop,
+    "default": default,
+    "augment": augmentation,
+    "checkpoint": saving,
+    "help": help_,
+    "import": import_,
+}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="", help=f"some of {','.join(ROWS)}; by default all")
+    parser.add_argument("--out", default="results/bench.json")
+    parser.add_argument("--tiny", action="store_true", help="so small that the figures mean nothing: does it run?")
+    options = parser.parse_args()
+    names = [name for name in options.rows.split(",") if name] or list(ROWS)
+    for name in names:
+        if name not in ROWS:
+            raise SystemExit(str(unknown("row", name, ROWS)))
+    began, found = time.monotonic(), []
+    Path("runs").mkdir(exist_ok=True)
+    # On the disk that runs are written to, not in memory as a /tmp may be.
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="runs") as folder:
+        for name in names:
+            row = ROWS[name](Path(folder) / name, TINY if options.tiny else Size())
+            found.append(row.record())
+            print(row.line(), flush=True)
+    write_json(
+        options.out,
+        {
+            "name": "bench",
+            "rows": found,
+            "command": " ".join(["python", *sys.argv]),
+            "commit": commit(),
+            "hardware": f"{hardware()}, {'with' if cpu_has_bf16() else 'without'} bf16 instructions",
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

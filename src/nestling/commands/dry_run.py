@@ -1,0 +1,92 @@
+"""``nestling train … --dry-run``: the stages to come, what they will need, and for how long. Trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nestling.commands.pipeline import Pipeline, notes_of
+from nestling.commands.train import say
+from nestling.commands.words import aligned
+from nestling.engine.estimate import STEPS, Estimate, estimate
+from nestling.engine.fit import cut_rows, seeded
+from nestling.engine.plan import StagePlan
+from nestling.engine.runfolder import RunFolder
+from nestling.engine.runtime import Runtime
+from nestling.models.build import build_model
+from nestling.seeds import derive
+
+if TYPE_CHECKING:
+    from nestling.cli import Train
+
+
+def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any], out: Path) -> None:
+    """Print plan and estimates. Raises what the training would raise before its first step; nothing is written."""
+    with RunFolder(out) as folder:
+        pipeline = Pipeline(folder, options, fields, command.data_dir, command.device, command.workers)
+    # The lock is given back, and with it goes the folder that it made.
+    if folder.begun:
+        say(f"{out} holds a run of these settings, which a training goes on with; this is the whole of it")
+    train, validation, test = pipeline.load_all()
+    stages = pipeline.check(train, validation)
+    for note in notes_of(train, validation, test):
+        say(note)
+    runtime = Runtime.choose(command.device, pipeline.precision, folder.kept("precision"), command.workers)
+    rows, held = cut_rows(train, validation, pipeline.seed)
+    trainings = pipeline.trainings(stages) if options.get("baselines") else {pipeline.recipe.method: [pipeline.recipe]}
+    total, most = 0.0, 0
+    for method, recipes in trainings.items():
+        with seeded(derive(pipeline.seed, "weights")):
+            model = build_model(
+                train.taxonomy, train.image_shape, pipeline.backbone, recipes[0].method, recipes[0].network()
+            )
+        backbone = model.config["backbone"]
+        planned = pipeline.check(train, validation, recipes[0])
+        found = estimate(recipes[0], model, rows, held, runtime)
+        total += len(recipes) * sum(e.seconds for e in found)
+        most = max(most, *(e.memory for e in found))
+        times = f", trained at {len(recipes)} learning rates" if len(recipes) > 1 else ""
+        print(f"{method} on {backbone}, {runtime.precision} on {runtime.device}{times}")
+        for line in [*plan_lines(planned), "", *estimate_lines(found), ""]:
+            print(line)
+    print(f"memory, estimated: {size(most)}, beside Python, torch and the pictures themselves")
+    print(f"time, estimated: {duration(total)} undisturbed and without an early stop, beside the evaluation at the end")
+    print(
+        f"measured: {STEPS} steps of each stage on this machine, on weights that were thrown away; nothing is written"
+    )
+
+
+def plan_lines(stages: Sequence[StagePlan]) -> list[str]:
+    """The stages as an aligned table, and under it what was assumed of them."""
+    titles = ["stage", "rows", "trainable parameters", "epochs", "steps", "batch"]
+    rows = [
+        [s.name, *(f"{n:,}" for n in (s.num_rows, s.num_trainable, s.epochs, s.steps, s.batch_size))]
+        if s.epochs
+        else [s.name, f"{s.num_rows:,}", f"{s.num_trainable:,}", "-", "-", "-"]
+        for s in stages
+    ]
+    return [*aligned([titles, *rows], 1), *(f"assumed of {s.name}: {s.assumes}" for s in stages if s.assumes)]
+
+
+def estimate_lines(found: Sequence[Estimate]) -> list[str]:
+    """Memory and time of the stages as an aligned table."""
+    titles = ["stage", "parameters", "gradients", "optimizer", "activations", "memory", "time"]
+    rows = [
+        [e.name, *map(size, (e.parameters, e.gradients, e.optimizer, e.activations, e.memory)), duration(e.seconds)]
+        for e in found
+    ]
+    return aligned([titles, *rows], 1)
+
+
+def size(count: int) -> str:
+    """Bytes in MB or GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Two figures are enough of an estimate."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
