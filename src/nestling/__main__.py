@@ -16,6 +16,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads that spin while they wait take the cores from whoever else computes: with neighbours, training small
     # networks on two threads was a third as fast. OpenMP reads this when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch's profiler, which measures the memory of a step, prints when it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     prepare_streams()
     from nestling.cli import run
 

@@ -21,6 +21,7 @@ from nestling.errors import NestlingError, UsageError, listed, unknown
 
 RunArgument = Positional[Annotated[str, arg(metavar="RUN")]]
 SourceArgument = Positional[Annotated[str | None, arg(metavar="SOURCE")]]
+NameArgument = Positional[Annotated[str, arg(metavar="NAME")]]
 FilesArgument = Positional[Annotated[tuple[str, ...], arg(metavar="FILE_OR_FOLDER")]]
 
 
@@ -79,6 +80,8 @@ class Train(SourceOptions):
     """Of weights, order and augmentation; 0 by default."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
     """auto (the default) is bf16 where the processor is fast at it, else fp32."""
+    memory: str | None = None
+    """Bytes of tensors that training may take, such as 2GB: chooses how many layers train together (layerwise)."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int | None = None
@@ -125,6 +128,28 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Measure a table of a paper, beside the paper's own numbers and with a verdict on each of its claims."""
+
+    name: NameArgument
+    """Of the table, such as layerwise-cifar10."""
+    scale: str = "small"
+    """smoke (a moment, which proves nothing), small (an hour on two cores) or paper (its own settings)."""
+    seeds: int | None = None
+    """How many seeds; three or more for any verdict. By default as the table says."""
+    budget_minutes: float = 60.0
+    """No training is begun after so long; the same command goes on from there."""
+    json: str | None = None
+    """Write the result there; - for stdout. By default into the folder of the runs."""
+    data_dir: str | None = None
+    """Folder that holds <name>/<split>.parquet; else the environment variable NESTLING_DATA."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    out: str | None = None
+    """The folder that holds the runs of every table, as <name>-<scale>; by default runs/reproduce."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Show:
     """Print what a run was given, what was chosen automatically and why, and what it scored."""
 
@@ -137,11 +162,19 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Show, subcommand("show")]
 )
 
 
-OPTIONS_OF = {"demo": Demo, "train": Train, "evaluate": Evaluate, "predict": Predict, "show": Show}
+OPTIONS_OF = {
+    "demo": Demo,
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "reproduce": Reproduce,
+    "show": Show,
+}
 
 
 def run(arguments: list[str]) -> int:
@@ -218,6 +251,10 @@ def execute(command: object) -> int:
             from nestling.commands.predict import predict
 
             return predict(command)
+        case Reproduce():
+            from nestling.commands.reproduce import reproduce
+
+            return reproduce(command)
         case Show():
             from nestling.commands.show import show
 

@@ -84,6 +84,9 @@ def apply(settings: T, changes: Mapping[str, Any], prefix: str = "") -> T:
                     f"{prefix + name} is a group of fields: set for example {prefix + name}.{fields(current)[0].name}=…"
                 )
             new[name] = apply(current, value, f"{prefix}{name}.")
+        elif value == [] and typing.get_origin(types_of[name]) is tuple:
+            # A list that may be nothing else may be empty.
+            new[name] = ()
         else:
             new[name] = convert(prefix + name, value, types_of[name])
     return replace(settings, **new)  # type: ignore[type-var]

@@ -11,9 +11,10 @@ from torch import nn
 
 from nestling.errors import UsageError
 from nestling.models.backbones import Backbone, ConvBackbone, build_backbone
+from nestling.models.convnet import Block
 from nestling.models.resnet import RESNETS, BasicBlock, ResNet
 
-BLOCKS = {BasicBlock}
+BLOCKS = {BasicBlock, Block}
 """Parts of backbones, which return one tensor."""
 
 

@@ -51,10 +51,18 @@ TABLE = [
     ),
     Row("end-to-end", ("flat", "temperature"), {}, {"balance": "rows", "epochs": (1, 2)}, "2 values for 1 stages"),
     Row("flat-marginal", ("flat", "temperature"), {}, {"batch_size": 0}, "batch_size must be at least 1"),
+    Row("layerwise", ("layer-1", "layer-2", "temperature"), {}, {"k": 0}, "k must be at least 1, got 0"),
+    Row(
+        "layerwise",
+        ("layer-2", "reduced", "temperature"),
+        {"k": 1, "together": 2, "final_aux_width": 3, "norm": "none", "balance": "rows", "augmentation": "none"},
+        {"prune_to": 0.5},
+        "prune_to needs layers of one convolution",
+    ),
 ]
 
 
-@pytest.fixture(params=TABLE, ids=lambda row: f"{row.method} {len(row.stages)}")
+@pytest.fixture(params=TABLE, ids=lambda row: f"{row.method} {row.stages[-2]}")
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from nestling.commands.pipeline import Pipeline, notes_of
 from nestling.commands.train import say
-from nestling.commands.words import aligned
+from nestling.commands.words import aligned, duration, size
 from nestling.engine.estimate import STEPS, Estimate, estimate
 from nestling.engine.fit import cut_rows, seeded
 from nestling.engine.plan import StagePlan
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
-from nestling.models.build import build_model
 from nestling.seeds import derive
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any
     if folder.begun:
         say(f"{out} holds a run of these settings, which a training goes on with; this is the whole of it")
     train, validation, test = pipeline.load_all()
+    pipeline.within_memory(train, validation)
     stages = pipeline.check(train, validation)
     for note in notes_of(train, validation, test):
         say(note)
@@ -38,9 +38,7 @@ def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any
     total, most = 0.0, 0
     for method, recipes in trainings.items():
         with seeded(derive(pipeline.seed, "weights")):
-            model = build_model(
-                train.taxonomy, train.image_shape, pipeline.backbone, recipes[0].method, recipes[0].network()
-            )
+            model = pipeline.build(train, recipes[0])
         backbone = model.config["backbone"]
         planned = pipeline.check(train, validation, recipes[0])
         found = estimate(recipes[0], model, rows, held, runtime)
@@ -77,16 +75,3 @@ def estimate_lines(found: Sequence[Estimate]) -> list[str]:
         for e in found
     ]
     return aligned([titles, *rows], 1)
-
-
-def size(count: int) -> str:
-    """Bytes in MB or GB."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Two figures are enough of an estimate."""
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

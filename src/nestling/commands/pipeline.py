@@ -26,12 +26,13 @@ from nestling.engine.fit import Run, cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
-from nestling.errors import DivergedError, listed
+from nestling.errors import DivergedError, UsageError, listed
 from nestling.methods import recipe_class
 from nestling.methods.baselines import EndToEnd, FlatMarginal
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
 from nestling.models.build import LayerOptions, NetworkOptions, build_model
+from nestling.models.model import Model
 
 RATES = {"adamw": (1e-3, 3e-3, 1e-2), "adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
 """The learning rates that every method chooses from on validation rows, with --baselines."""
@@ -70,6 +71,7 @@ class Pipeline:
             return
         began = time.monotonic()
         train, validation, test = self.load_all()
+        self.within_memory(train, validation)
         stages = self.check(train, validation)
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
@@ -129,8 +131,35 @@ class Pipeline:
         labels = replace(train, inputs=torch.empty((len(train), 1, 1, 1), dtype=torch.uint8))
         rows, _ = cut_rows(labels, validation, self.seed)
         with torch.device("meta"):
-            model = build_model(train.taxonomy, train.image_shape, self.backbone, recipe.method, recipe.network())
+            model = self.build(train, recipe)
         return plan(recipe, model, rows)
+
+    def within_memory(self, train: LabelledData, validation: LabelledData | None) -> None:
+        """With ``--memory``, choose how the layers are trained; a resume keeps what was chosen."""
+        if not self.options.get("memory"):
+            return
+        from nestling.commands.memory import FIELDS, choose_plan, parse_memory
+
+        budget = parse_memory(self.options["memory"])
+        if not isinstance(self.recipe, Layerwise):
+            raise UsageError("--memory chooses how many layers train together: add --method layerwise")
+        kept = {name: self.folder.kept(name) for name in FIELDS}
+        if kept["together"] is not None:
+            kept["micro_batch"] = None if kept["micro_batch"] == "None" else kept["micro_batch"]
+            self.recipe = replace(self.recipe, **kept)
+            return
+        rows, held = cut_rows(train, validation, self.seed)
+        runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"), 0)
+        self.recipe, text, reason = choose_plan(
+            self.recipe, lambda: self.build(train, self.recipe), rows, held, runtime, budget
+        )
+        say(f"within {self.options['memory']}: {text} ({reason})")
+        for name in FIELDS:
+            self.folder.derive(name, getattr(self.recipe, name), f"for --memory {self.options['memory']}: {text}")
+
+    def build(self, train: LabelledData, recipe: Recipe) -> Model:
+        """The recipe's network, fresh."""
+        return build_model(train.taxonomy, train.image_shape, self.backbone, recipe.method, recipe.network())
 
     def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
         """A split of the source; ``like`` the training rows in taxonomy, size and channels."""

@@ -31,6 +31,7 @@ OPTIONS: dict[str, Any] = {
     "on_bad_image": str,
     "baselines": bool,
     "precision": str,
+    "memory": str,
 }
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
 FLAGS = {"qualify_names": False, "baselines": False}

@@ -59,3 +59,16 @@ def aligned(table: Sequence[Sequence[str]], words: int) -> list[str]:
         "  ".join(f"{cell:{'<' if place < words else '>'}{widths[place]}}" for place, cell in enumerate(row))
         for row in table
     ]
+
+
+def size(count: int) -> str:
+    """Bytes in MB or GB."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """Two figures are enough of an estimate."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"

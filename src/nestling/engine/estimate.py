@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -39,20 +39,22 @@ class Estimate:
     gradients: int
     optimizer: int
     activations: int
-    """What a step at the stage's batch size keeps for its backward pass."""
+    """What a step at the stage's batch size keeps for its backward pass, all micro-batches together."""
+    peak: int
+    """The most that a step has allocated at one moment: gradients, activations, and what it computes with."""
     seconds: float
     """At most: early stopping ends sooner. Hooks between and behind the epochs are not in it."""
 
     @property
     def memory(self) -> int:
         """Bytes in all."""
-        return self.parameters + self.gradients + self.optimizer + self.activations
+        return self.parameters + self.optimizer + self.peak
 
 
 def estimate(
-    recipe: Recipe, model: Model, train: LabelledData, validation: LabelledData, runtime: Runtime
+    recipe: Recipe, model: Model, train: LabelledData, validation: LabelledData, runtime: Runtime, steps: int = STEPS
 ) -> list[Estimate]:
-    """Take a few steps of every stage of ``recipe``. Changes ``model``, which is of no use afterwards."""
+    """Take so many ``steps`` of every stage of ``recipe``. Changes ``model``, which is of no use afterwards."""
     channels = train.image_shape[0]
     # Pictures' statistics cost a pass over them, and take no less time for being others.
     preprocessing = Preprocessing(*train.image_shape, mean=(0.5,) * channels, std=(0.25,) * channels)
@@ -64,19 +66,19 @@ def estimate(
             objective = stage.objective if isinstance(stage.objective, Objective) else 1.0 * stage.objective
             runtime.prepare(model)
             objective.to(runtime.device)
-            found.append(measure(StageRun(engine, number, stage, objective), runtime.workers))
+            found.append(measure(StageRun(engine, number, stage, objective), runtime.workers, steps))
             if stage.assume is not None:
                 stage.assume(model)
     return found
 
 
-def measure(run: StageRun, workers: int) -> Estimate:
+def measure(run: StageRun, workers: int, steps: int) -> Estimate:
     """The estimate of one stage, whose batches ``workers`` processes will decode."""
     model, objective, stage, order = run.engine.model, run.objective, run.stage, run.order
     held = sum(t.nbytes for module in (model, objective) for t in tensors_of(module))
     kept = held * (1 + (stage.select is not None))
     if order is None:
-        return Estimate(name=stage.name, parameters=kept, gradients=0, optimizer=0, activations=0, seconds=0.0)
+        return Estimate(name=stage.name, parameters=kept, gradients=0, optimizer=0, activations=0, peak=0, seconds=0.0)
     set_modes(stage, model, objective)
     module = StepModule(model, objective, run.engine.runtime, stage.until)
     data = run.engine.device_data(stage.data)
@@ -88,8 +90,10 @@ def measure(run: StageRun, workers: int) -> Estimate:
     saved = Saved(tensors_of(model, objective))
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         run.step(module, data)
+    run.progress.step = 0
+    peak = allocated(lambda: run.step(module, data), run.engine.runtime.device)
     times = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         run.progress.step = 0
         began = time.perf_counter()
         run.step(module, data)
@@ -102,6 +106,7 @@ def measure(run: StageRun, workers: int) -> Estimate:
         gradients=sum(p.nbytes for p in run.trained.values()),
         optimizer=sum(t.nbytes for s in run.optimizer.state.values() for t in s.values() if isinstance(t, Tensor)),
         activations=saved.bytes,
+        peak=peak,
         seconds=stage.epochs * (order.steps * step + evaluation(run) / (workers or 1 if decoding else 1)),
     )
 
@@ -122,6 +127,24 @@ def evaluation(run: StageRun) -> float:
             judge.select.metric(engine.model.answers(outputs).combined, labels, engine.train.taxonomy.levels)
         seconds = time.perf_counter() - began
     return seconds * count / len(some)
+
+
+def allocated(step: Callable[[], object], device: torch.device) -> int:
+    """The most bytes of tensors that ``step`` has had allocated at one moment, beside those that were there before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+        most = max(most, now)
+    return most
 
 
 class Saved:

@@ -38,7 +38,7 @@ class NoRoom(Exception):
 class Features:
     """The maps behind ``modules`` of every row of ``data``, in ``views`` fixed augmentations of each.
 
-    Where they fill more than half of the free memory they lie in a file in ``folder``, which goes with this object.
+    Where they fill more than half of the free memory they lie on the disk of ``folder``, in a file without a name.
     It answers as ``DeviceData`` does; ``place`` says where the maps are.
     """
 
@@ -56,12 +56,11 @@ class Features:
         self.data, self.views, self.runtime = data, views, runtime
         self.hashes = [f"{views} {augmentation} {key}", *map(weights_hash, modules)]
         known = len(before.hashes) - 1 if before is not None and before.fits(data, self.hashes) else 0
-        self.temporary: tempfile.TemporaryDirectory[str] | None = None
         self.maps = torch.empty(0)
         self.place = ""
         if before is not None and known == len(modules):
             # The classifier of a pruned layer was tuned on them: they are the next layer's, too.
-            self.maps, self.place, self.temporary = before.maps, before.place, before.temporary
+            self.maps, self.place = before.maps, before.place
             return
         modes = [(m, m.training) for module in modules for m in module.modules()]
         for module in modules:
@@ -100,7 +99,7 @@ class Features:
     def reserve(self, shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> tuple[Tensor, str]:
         """An empty tensor of this shape, in memory or in a file."""
         size = math.prod(shape) * dtype.itemsize
-        megabytes = f"{size / 2**20:,.0f} MiB"
+        megabytes = f"{math.ceil(size / 2**20):,} MiB"
         if self.data.device.type != "cpu":
             free = torch.cuda.mem_get_info()[0] if self.data.device.type == "cuda" else 0
             if size < SHARE * free:
@@ -109,11 +108,10 @@ class Features:
             return torch.empty(shape, dtype=dtype), f"{megabytes} of memory"
         if size > SHARE * shutil.disk_usage(folder or tempfile.gettempdir()).free:
             raise NoRoom(f"{megabytes} are more than half of what is free in memory and on disk")
-        self.temporary = scratch_folder(folder)
-        name = str(Path(self.temporary.name) / "maps")
-        return torch.from_file(name, shared=True, size=math.prod(shape), dtype=dtype).view(shape), (
-            f"{megabytes} on disk, more than half of the free memory"
-        )
+        # The mapping outlives the file's name: however a run ends, the room is given back.
+        with scratch_folder(folder) as name:
+            maps = torch.from_file(str(Path(name) / "maps"), shared=True, size=math.prod(shape), dtype=dtype)
+        return maps.view(shape), f"{megabytes} on disk, more than half of the free memory"
 
     def fits(self, data: DeviceData, hashes: Sequence[str]) -> bool:
         """Whether these maps are where those behind ``hashes`` begin."""

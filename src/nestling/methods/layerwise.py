@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -17,14 +18,17 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import temperature_stage
+from nestling.methods.identity import start_as_identity, training_risk
 from nestling.methods.prune import Pruning, note_accuracy
 from nestling.methods.recipe import Optimizer, Recipe, Select, Stage, check, of_stage
 from nestling.models.build import LayerOptions
-from nestling.models.convnet import DOWNSAMPLINGS, Block
+from nestling.models.convnet import DOWNSAMPLINGS
 from nestling.models.layerwise import LayerwiseModel
 from nestling.models.model import Model
-from nestling.objectives.calibration import negative_log_likelihood
 from nestling.objectives.terms import MarginalCrossEntropy
+
+ALL = 1000
+"""More layers than any network has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,8 @@ class Layerwise(LayerOptions, Recipe):
     """random, or identity: a layer starts as the identity under a copy of the classifier before, and the weights of
     least training risk are kept, those included (Proposition 3.1)."""
     together: int = 1
-    """Layers that are trained at once, under the classifier behind the last of them; all of them is end-to-end."""
+    """Layers that are trained at once, under the classifier behind the last of them; as many as there are, or more, is
+    end-to-end."""
     prune_to: float | None = None
     """Share of a layer's filters that is kept once it is trained; then its classifier is fine-tuned."""
     prune_epochs: int = 20
@@ -77,6 +82,20 @@ class Layerwise(LayerOptions, Recipe):
     def network(self) -> LayerOptions:
         return LayerOptions(**{f.name: getattr(self, f.name) for f in fields(LayerOptions)})
 
+    def end_to_end(self, epochs: int) -> Layerwise:
+        """The twin that trains all layers of the same network at once, for so many epochs."""
+        rate = self.optimizer.lr
+        optimizer = replace(self.optimizer, lr=rate[0] if isinstance(rate, tuple) else rate)
+        return replace(
+            self,
+            together=ALL,
+            epochs=epochs,
+            optimizer=optimizer,
+            init="random",
+            prune_to=None,
+            final_aux_width=None,
+        )
+
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
         assert isinstance(model, LayerwiseModel)
         model.recompute = self.recompute
@@ -88,7 +107,7 @@ class Layerwise(LayerOptions, Recipe):
                 start_as_identity(model, last - 1)
             yield self.problem(model, data, f"layer-{last}", number, first, last)
             if self.prune_to is not None:
-                yield self.tuning(model, data, last)
+                yield self.tuning(model, data, number, last)
         if self.final_aux_width is not None:
             model.add_auxiliary_head(after=len(model.blocks) - 1, width=self.final_aux_width)
             yield self.problem(model, data, "reduced", len(lasts), len(model.blocks) - 1, len(model.blocks))
@@ -98,7 +117,6 @@ class Layerwise(LayerOptions, Recipe):
         self, model: LayerwiseModel, data: LabelledData, name: str, number: int, first: int, last: int
     ) -> Stage:
         """The auxiliary problem that trains the blocks ``first`` to ``last - 1`` and the classifier behind them."""
-        problems = -(-len(model.blocks) // self.together) + (self.final_aux_width is not None)
         stage = self.stage(model, data, first, last)
         pruned = None if self.prune_to is None or name == "reduced" else Pruning(last - 1, self.prune_to)
         if pruned is not None:
@@ -108,22 +126,28 @@ class Layerwise(LayerOptions, Recipe):
             stage,
             name=name,
             trainable=[*model.blocks[first:last], model.auxiliary[f"layer-{last}"]],
-            lr=of_stage("optimizer.lr", self.optimizer.lr, number, problems),
-            epochs=of_stage("epochs", self.epochs or 20, number, problems),
-            select=Select(negative_log_likelihood, "training risk", "min", (level,), "train", start=number > 0)
+            lr=of_stage("optimizer.lr", self.optimizer.lr, number, self.problems(model)),
+            epochs=of_stage("epochs", self.epochs or 20, number, self.problems(model)),
+            select=Select(
+                partial(training_risk, data.taxonomy), "training risk", "min", (level,), "train", start=number > 0
+            )
             if self.init == "identity"
             else None,
             at_end=pruned or note_accuracy,
             assume=None if pruned is None else pruned.assume,
         )
 
-    def tuning(self, model: LayerwiseModel, data: LabelledData, last: int) -> Stage:
-        """Only the classifier goes on learning, on the filters that are left (Section 4.3)."""
+    def problems(self, model: LayerwiseModel) -> int:
+        """How many stages train layers: as many values may a field have that is given per stage."""
+        return -(-len(model.blocks) // self.together) + (self.final_aux_width is not None)
+
+    def tuning(self, model: LayerwiseModel, data: LabelledData, number: int, last: int) -> Stage:
+        """Only the classifier goes on learning, at a tenth of the rate, on the filters that are left (Section 4.3)."""
         return replace(
             self.stage(model, data, last, last),
             name=f"tune-{last}",
             trainable=[model.auxiliary[f"layer-{last}"]],
-            lr=0.1 * of_stage("optimizer.lr", self.optimizer.lr, 0, 1),
+            lr=0.1 * of_stage("optimizer.lr", self.optimizer.lr, number, self.problems(model)),
             epochs=self.prune_epochs,
             at_end=note_accuracy,
         )
@@ -134,7 +158,7 @@ class Layerwise(LayerOptions, Recipe):
         if len(rows) == 0:
             raise UsageError("no training row is labelled, and layerwise training needs labels: label some")
         augmentation = Augmentation.parse(self.augmentation, model.config["input_shape"])
-        views = self.views or (1 if augmentation is None else None)
+        views = self.views or (1 if augmentation == Augmentation() else None)
         batch_size = self.batch_for(len(rows))
         return Stage(
             name="",
@@ -154,19 +178,3 @@ class Layerwise(LayerOptions, Recipe):
             views=views,
             micro_batch=self.micro_batch,
         )
-
-
-def start_as_identity(model: LayerwiseModel, block: int) -> None:
-    """Proposition 3.1's theta_0: the layer changes nothing, and the classifier is the one before.
-
-    Raises UsageError where the layer is no convolution of as many channels as it gets, without downsampling and norm.
-    """
-    layer, head, before = model.blocks[block], model.auxiliary[f"layer-{block + 1}"], model.auxiliary[f"layer-{block}"]
-    shapes = [[tuple(p.shape) for p in module.parameters()] for module in (head, before)]
-    if not isinstance(layer, Block) or not layer.can_be_identity or shapes[0] != shapes[1]:
-        raise UsageError(
-            f"layer {block + 1} cannot start as the identity: it needs as many channels as layer {block}, no "
-            "downsampling, no batch norm and the same level; set init = 'random', or downsample_at = []"
-        )
-    layer.make_identity()
-    head.load_state_dict(before.state_dict())

@@ -78,11 +78,11 @@ class Pruning:
 
 def note_accuracy(context: Context) -> None:
     """Record how often the newest classifier is right on validation rows."""
-    block = len(layers_of(context.model).outputs) and layers_of(context.model).number(context.model.outputs[-1])
-    share = accuracy(context, block)
+    model = layers_of(context.model)
+    name = model.outputs[-1]
+    share = accuracy(context, model.number(name))
     if share is not None:
-        name = f"validation accuracy of layer-{block + 1}"
-        context.note(name, percent(share), f"at level {layers_of(context.model).levels_at[block]}")
+        context.note(f"validation accuracy of {name}", percent(share), f"at level {model.level_of(name)}")
 
 
 @torch.no_grad()

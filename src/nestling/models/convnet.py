@@ -60,13 +60,20 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class Trunk:
-    """Blocks, the channels of each one's map, and which of them have a smaller map than their input."""
+    """Blocks, and the channels, height and width of each one's map."""
 
     blocks: list[nn.Module]
     channels: list[int]
-    halved: list[bool]
     shapes: list[tuple[int, int]]
     """Height and width of each map."""
+
+    def doublings(self) -> list[int]:
+        """How often the width has doubled up to each layer: where the map shrinks and the channels grow (Section 4)."""
+        found = [0] * len(self.blocks)
+        for j in range(1, len(self.blocks)):
+            shrinks = self.shapes[j][0] < self.shapes[j - 1][0]
+            found[j] = found[j - 1] + (shrinks and self.channels[j] > self.channels[j - 1])
+        return found
 
 
 def conv_trunk(
@@ -102,12 +109,12 @@ def conv_trunk(
         blocks.append(Block(channels, outputs, kinds[0] if kinds else None, norm))
         channels = outputs
         shapes.append((height, width))
-    return Trunk(list(blocks), list(widths), [j in downsample_at for j in range(len(widths))], shapes)
+    return Trunk(list(blocks), list(widths), shapes)
 
 
 def doubling_widths(first: int, num_blocks: int, downsample_at: tuple[int, ...]) -> list[int]:
-    """M, doubled at each downsampling (Section 4)."""
-    return [first * 2 ** sum(d <= j for d in downsample_at) for j in range(num_blocks)]
+    """M, the first layer's, doubled at each downsampling behind it (Section 4)."""
+    return [first * 2 ** sum(0 < d <= j for d in downsample_at) for j in range(num_blocks)]
 
 
 def named_trunk(name: str, input_shape: tuple[int, int, int], norm: str) -> Trunk:
@@ -138,11 +145,10 @@ def measured(blocks: list[nn.Module], input_shape: tuple[int, int, int]) -> Trun
     import torch
 
     images = torch.empty((1, *input_shape), device="meta")
-    channels, halved, shapes = [], [], []
+    channels, shapes = [], []
     for block in blocks:
         output = copy.deepcopy(block).to("meta").eval()(images)
         channels.append(output.shape[1])
-        halved.append(output.shape[2] < images.shape[2])
         shapes.append((output.shape[2], output.shape[3]))
         images = output
-    return Trunk(blocks, channels, halved, shapes)
+    return Trunk(blocks, channels, shapes)

@@ -3,47 +3,20 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nestling.errors import UsageError
+from nestling.models.auxiliary import AuxiliaryClassifier
 from nestling.models.convnet import Block, Trunk
 from nestling.models.heads import Calibration
 from nestling.models.model import Answers, Model, Outputs
 from nestling.models.prune import narrow
+from nestling.models.recompute import recomputed
 from nestling.taxonomy import Taxonomy
-
-
-class AuxiliaryClassifier(nn.Module):
-    """C_j of Eq. 2: k - 1 convolutions with ReLU, averages over 2x2 quadrants, one linear layer.
-
-    Parameters
-    ----------
-    inputs: channels of the layer's map.
-    hidden: k - 1, the number of convolutions.
-    width: their channels.
-    classes: columns of the answer.
-    norm: 'batch' normalises after each convolution and before the linear layer (papers' README), 'none' nowhere.
-    """
-
-    def __init__(self, inputs: int, hidden: int, width: int, classes: int, norm: str) -> None:
-        super().__init__()
-        self.width = width
-        widths = [inputs, *[width] * hidden]
-        self.hidden = nn.Sequential(*(Block(a, b, None, norm) for a, b in itertools.pairwise(widths)))
-        self.norm = nn.BatchNorm2d(widths[-1]) if norm == "batch" else nn.Identity()
-        self.linear = nn.Linear(4 * widths[-1], classes)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (b, inputs, h, w) to logits (b, classes) and features (b, 4 width)."""
-        features = self.norm(F.adaptive_avg_pool2d(self.hidden(x), 2)).flatten(1)
-        return self.linear(features), features
 
 
 class LayerwiseModel(Model):
@@ -58,8 +31,10 @@ class LayerwiseModel(Model):
     taxonomy: of the labels.
     config: how to build this model again.
     levels_at: the level that each block's classifier predicts.
-    hidden, width, norm: of the classifiers; the width doubles where the trunk's map is halved.
+    hidden, width, norm: of the classifiers; the width doubles where the trunk's does.
     ensemble: whether a level's classifiers answer together.
+
+    Raises UsageError for a level that is named as an output.
     """
 
     def __init__(
@@ -74,11 +49,13 @@ class LayerwiseModel(Model):
         ensemble: bool,
     ) -> None:
         super().__init__(taxonomy, config)
+        if taken := {f"layer-{j + 1}" for j in range(len(trunk.blocks))} & set(taxonomy.levels):
+            raise UsageError(f"a level is named {min(taken)!r}, as the output behind a layer is: rename the level")
         self.blocks = nn.ModuleList(trunk.blocks)
         self.auxiliary = nn.ModuleDict()
         self.levels_at = tuple(levels_at)
         self.hidden, self.norm, self.ensemble = hidden, norm, ensemble
-        self.widths = [width * 2 ** sum(trunk.halved[: j + 1]) for j in range(len(trunk.blocks))]
+        self.widths = [width * 2**times for times in trunk.doublings()]
         """Channels of each auxiliary classifier's convolutions."""
         self.channels = list(trunk.channels)
         self.recompute = False
@@ -130,15 +107,11 @@ class LayerwiseModel(Model):
         return int(output.removeprefix("layer-")) - 1
 
     def forward(self, images: Tensor, until: str | None = None, since: int = 0) -> Outputs:
-        """``since``: ``images`` are the maps that enter this block, whose classifiers alone then answer."""
+        """``since``: ``images`` are maps that so many blocks made; the classifiers of these and later maps answer."""
         current, logits, features = images, {}, {}
-        for j, block in enumerate(self.blocks):
-            if j < since:
-                continue
-            if self.recompute and torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters()):
-                current = checkpoint(block, current, use_reentrant=False)
-            else:
-                current = block(current)
+        for j in range(max(since - 1, 0), len(self.blocks)):
+            if j >= since:
+                current = self.layer(j, current)
             name = f"layer-{j + 1}"
             if name in self.auxiliary and until in (None, name):
                 logits[name], features[name] = self.auxiliary[name](current)
@@ -147,9 +120,15 @@ class LayerwiseModel(Model):
         for level in self.calibration.heads:
             voices = [name for name in self.outputs if name in logits and self.level_of(name) == level]
             if voices:
-                logits[level] = self.vote(logits, voices) if self.ensemble and until is None else logits[voices[-1]]
+                logits[level] = self.vote(logits, voices) if self.ensemble else logits[voices[-1]]
                 features[level] = features[voices[-1]]
         return Outputs(logits, features, current.mean((2, 3)))
+
+    def layer(self, number: int, x: Tensor) -> Tensor:
+        """One block's map."""
+        block = self.blocks[number]
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters())
+        return recomputed(block, x) if self.recompute and trained else block(x)
 
     def vote(self, logits: dict[str, Tensor], names: list[str]) -> Tensor:
         """Z = sum_j 2^j z_j (Section 4), divided by the sum of the weights."""

@@ -1,0 +1,113 @@
+"""``--memory 2GB``: how many layers train together, how many rows at once, and whether maps are computed again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from nestling.commands.words import size
+from nestling.data.dataset import LabelledData
+from nestling.engine.estimate import Estimate, estimate
+from nestling.engine.runtime import Runtime
+from nestling.errors import UsageError
+from nestling.methods.layerwise import Layerwise
+from nestling.models.layerwise import LayerwiseModel
+from nestling.models.model import Model
+
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+FIELDS = ("together", "micro_batch", "recompute")
+"""Of the recipe, which a budget chooses."""
+LEAST_ROWS = 16
+"""Of a micro-batch: with fewer, batch norm's statistics are noise."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to train the layers, and what one step of its largest stage was measured to need."""
+
+    recipe: Layerwise
+    memory: int
+    """Bytes of tensors: parameters, optimiser state, and all that a step allocates at its peak."""
+    seconds: float
+    """Of training, estimated."""
+
+    def text(self, layers: int) -> str:
+        """In words."""
+        together = min(self.recipe.together, layers)
+        words = ["all layers together, end-to-end" if together == layers else f"{together} at a time"]
+        words += [f"{self.recipe.micro_batch} rows at once"] * (self.recipe.micro_batch is not None)
+        words += ["maps computed again on the way back"] * self.recipe.recompute
+        return ", ".join(words)
+
+
+def parse_memory(text: str) -> int:
+    """``2GB`` or ``500 MiB`` as bytes. Raises UsageError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([kmg]?i?b?)", text.strip().lower())
+    if match is None or match[2] not in UNITS or float(match[1]) <= 0:
+        raise UsageError(f"cannot read --memory {text!r}: give a size such as 2GB or 500MB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def choose_plan(
+    recipe: Layerwise,
+    build: Callable[[], Model],
+    train: LabelledData,
+    validation: LabelledData,
+    runtime: Runtime,
+    budget: int,
+) -> tuple[Layerwise, str, str]:
+    """The plan of most layers together that stays within ``budget`` bytes, the fastest of these; its text and reason.
+
+    Fewer layers at a time learn less well (Belilovsky et al., Tables 1 and 2), so they are given up last. One step of
+    each candidate is measured. Raises UsageError where none fits, and says what would.
+    """
+    model = build()
+    assert isinstance(model, LayerwiseModel)
+    layers = len(model.blocks)
+    least: Plan | None = None
+    tried: list[str] = []
+    for together in halved(layers):
+        fitting: list[Plan] = []
+        for candidate in variants(replace(recipe, together=together), recipe.batch_for(len(train))):
+            found = measured(candidate, build(), train, validation, runtime)
+            least = found if least is None or found.memory < least.memory else least
+            tried.append(f"{found.text(layers)}: {size(found.memory)}")
+            if found.memory <= budget:
+                fitting.append(found)
+                if candidate.micro_batch is None and not candidate.recompute:
+                    break
+        if fitting:
+            best = min(fitting, key=lambda plan: plan.seconds)
+            why = f"{size(best.memory)} of {size(budget)}; most layers together, then the fastest; " + "; ".join(tried)
+            return best.recipe, best.text(layers), why
+    assert least is not None
+    raise UsageError(
+        f"no plan fits into {size(budget)} of tensors: the least is {size(least.memory)} ({least.text(layers)}); raise "
+        f"--memory to {size(least.memory)}, or lower width or --image-size"
+    )
+
+
+def halved(layers: int) -> Iterator[int]:
+    """J, J / 2, … 1."""
+    while layers > 1:
+        yield layers
+        layers = -(-layers // 2)
+    yield 1
+
+
+def variants(recipe: Layerwise, batch: int) -> Iterator[Layerwise]:
+    """The same layers at a time with ever smaller needs; the first keeps all, as wanted."""
+    rows: int | None = None
+    while True:
+        yield replace(recipe, micro_batch=rows, recompute=False)
+        yield replace(recipe, micro_batch=rows, recompute=True)
+        rows = (rows or batch) // 2
+        if rows < LEAST_ROWS:
+            return
+
+
+def measured(recipe: Layerwise, model: Model, train: LabelledData, validation: LabelledData, runtime: Runtime) -> Plan:
+    """One step of every stage of a candidate; the largest decides."""
+    found: list[Estimate] = estimate(recipe, model, train, validation, runtime, steps=1)
+    return Plan(recipe, max(e.memory for e in found), sum(e.seconds for e in found))

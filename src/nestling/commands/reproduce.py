@@ -1,0 +1,60 @@
+"""``nestling reproduce``: a table of a paper, measured here, beside the paper's own numbers."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestling.commands.train import answer, say
+from nestling.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from nestling.cli import Reproduce
+
+
+def reproduce(command: Reproduce) -> int:
+    """Train what is not trained yet, compare, print and write."""
+    from nestling.files import write_bytes, write_json
+    from nestling.reproduce import TABLES
+    from nestling.reproduce.campaign import Campaign
+    from nestling.reproduce.figure import draw
+    from nestling.reproduce.result import command_line, result_of, text_of
+    from nestling.reproduce.table import check_scale
+
+    if command.name not in TABLES:
+        raise unknown("table", command.name, TABLES)
+    check_scale(command.scale)
+    table = TABLES[command.name]
+    seeds = table.seeds[command.scale] if command.seeds is None else command.seeds
+    if seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, got {seeds}")
+    if not command.budget_minutes > 0:
+        raise UsageError(f"--budget-minutes must be above 0, got {command.budget_minutes:g}")
+    place = Path(command.out or "runs/reproduce")
+    folder = place / f"{table.name}-{command.scale}"
+    campaign = Campaign(
+        table=table,
+        scale=command.scale,
+        seeds=range(seeds),
+        folder=place / f"{table.within or table.name}-{command.scale}",
+        data_dir=command.data_dir,
+        device=command.device,
+        deadline=time.time() + 60 * command.budget_minutes,
+    )
+    result = result_of(campaign, campaign.run(), command_line())
+    target = None if command.json == "-" else Path(command.json or folder / "result.json")
+    picture = (target or folder / "result.json").with_suffix(".png")
+    write_bytes(picture, draw(table, result))
+    if target is None:
+        with suppress(BrokenPipeError):
+            json.dump(result, sys.stdout, indent=1, ensure_ascii=False)
+            print()
+        say(f"figure: {picture}")
+        return 0
+    write_json(target, result)
+    answer("\n".join([*text_of(table, result), f"figures: {target}", f"figure:  {picture}"]))
+    return 0
