@@ -26,6 +26,7 @@ from nestling.models.backbones import build_backbone
 from nestling.models.build import LayerOptions, build_model
 from nestling.models.convnet import DOWNSAMPLINGS, Block
 from nestling.models.layerwise import LayerwiseModel
+from nestling.models.lean import InPlaceReLU, quadrant_averages
 from nestling.objectives.functional import combine_levels
 from nestling.taxonomy import Taxonomy
 from running import refuse
@@ -629,3 +630,41 @@ def test_sgd_is_the_default() -> None:
     """As in the paper: momentum 0.9, weight decay 5e-4, a rate of 0.1 (papers' README)."""
     optimizer = Layerwise().optimizer
     assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.1, 0.9, 5e-4)
+
+
+# Less memory ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(4, 6), (8, 8), (5, 6), (1, 1)])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_lean_layers_equal_torchs(size: tuple[int, int], layout: torch.memory_format) -> None:
+    """ReLU and quadrant averages: values, and gradients through weights, inputs and a second reader of the map."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, *size, generator=generator).contiguous(memory_format=layout)
+    found = []
+    for relu, average in ((InPlaceReLU(), quadrant_averages), (nn.ReLU(), lambda y: F.adaptive_avg_pool2d(y, 2))):
+        inputs, scale = (
+            x.clone(memory_format=torch.preserve_format).requires_grad_(),
+            torch.tensor(1.5, requires_grad=True),
+        )
+        y = relu(inputs * scale)
+        value = (average(y) ** 2).sum() + y.mean((2, 3)).prod(1).sum() + y.sum()
+        value.backward()
+        found.append((value, inputs.grad, scale.grad))
+    for mine, theirs in zip(*found):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_recomputed_layers_go_in_runs_of_the_square_root(toy_data: LabelledData) -> None:
+    options = {"num_blocks": 7, "width": 4, "downsample_at": ()}
+    model = build_model(toy_data.taxonomy, toy_data.image_shape, "auto", "layerwise", options)
+    assert isinstance(model, LayerwiseModel)
+    model.add_auxiliary_head(6)
+    assert model.steps(0, "layer-7") == [[0], [1], [2], [3], [4], [5], [6]]
+    model.recompute = True
+    assert model.steps(0, "layer-7") == [[0, 1, 2], [3, 4, 5], [6]]
+    model.blocks[:2].requires_grad_(False)
+    assert model.steps(0, "layer-7") == [[0], [1], [2, 3, 4], [5, 6]]
+    assert model.steps(2, "layer-7") == [[], [2, 3, 4], [5, 6]]
+    with torch.no_grad():
+        assert model.steps(0, None) == [[j] for j in range(7)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestling.models.convnet import Block
+from nestling.models.lean import quadrant_averages
 
 
 class AuxiliaryClassifier(nn.Module):
@@ -32,5 +32,5 @@ class AuxiliaryClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (b, inputs, h, w) to logits (b, classes) and features (b, 4 width)."""
-        features = self.norm(F.adaptive_avg_pool2d(self.hidden(x), 2)).flatten(1)
+        features = self.norm(quadrant_averages(self.hidden(x))).flatten(1)
         return self.linear(features), features

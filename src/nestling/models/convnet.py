@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nestling.errors import UsageError, listed, unknown
 from nestling.models.backbones import ConvBackbone, build_backbone
+from nestling.models.lean import InPlaceReLU
 from nestling.models.resnet import ResNet
 
 DOWNSAMPLINGS = ("space-to-depth", "strided", "average", "max")
@@ -40,7 +41,7 @@ class Block(nn.Module):
         stride = 2 if downsampling == "strided" else 1
         self.conv = nn.Conv2d(inputs * self.copies, outputs, 3, stride, 1, bias=norm == "none")
         self.norm = nn.BatchNorm2d(outputs) if norm == "batch" else nn.Identity()
-        self.activation = nn.ReLU(inplace=True)
+        self.activation = InPlaceReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.norm(self.conv(self.down(x))))

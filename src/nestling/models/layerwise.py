@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,10 +110,9 @@ class LayerwiseModel(Model):
     def forward(self, images: Tensor, until: str | None = None, since: int = 0) -> Outputs:
         """``since``: ``images`` are maps that so many blocks made; the classifiers of these and later maps answer."""
         current, logits, features = images, {}, {}
-        for j in range(max(since - 1, 0), len(self.blocks)):
-            if j >= since:
-                current = self.layer(j, current)
-            name = f"layer-{j + 1}"
+        for numbers in self.steps(since, until):
+            current = self.run(numbers, current)
+            name = f"layer-{(numbers or [since - 1])[-1] + 1}"
             if name in self.auxiliary and until in (None, name):
                 logits[name], features[name] = self.auxiliary[name](current)
             if name == until:
@@ -124,11 +124,27 @@ class LayerwiseModel(Model):
                 features[level] = features[voices[-1]]
         return Outputs(logits, features, current.mean((2, 3)))
 
-    def layer(self, number: int, x: Tensor) -> Tensor:
-        """One block's map."""
-        block = self.blocks[number]
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters())
-        return recomputed(block, x) if self.recompute and trained else block(x)
+    def steps(self, since: int, until: str | None) -> list[list[int]]:
+        """The blocks to run, behind the maps that are given (no block at all comes first), up to an output.
+
+        One at a time, unless maps are computed again: then those that are trained go in sqrt(n) runs of sqrt(n).
+        """
+        last = len(self.blocks) if until is None else self.number(until) + 1
+        singles = [[]] * (since > 0) + [[j] for j in range(since, last)]
+        if not self.recompute or until is None or not torch.is_grad_enabled():
+            return singles
+        trained = [j for j in range(since, last) if any(p.requires_grad for p in self.blocks[j].parameters())]
+        size = math.ceil(math.sqrt(len(trained) or 1))
+        return singles[: len(singles) - len(trained)] + [trained[i : i + size] for i in range(0, len(trained), size)]
+
+    def run(self, numbers: list[int], x: Tensor) -> Tensor:
+        """The map behind these blocks. A run of several keeps its input alone, the last one of all excepted."""
+        blocks = [self.blocks[j] for j in numbers]
+        if len(blocks) > 1 and numbers[-1] + 1 < len(self.blocks):
+            return recomputed(nn.Sequential(*blocks), x)
+        for block in blocks:
+            x = block(x)
+        return x
 
     def vote(self, logits: dict[str, Tensor], names: list[str]) -> Tensor:
         """Z = sum_j 2^j z_j (Section 4), divided by the sum of the weights."""
