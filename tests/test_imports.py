@@ -39,7 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "report": FITTED,
     "bundle": FITTED | {"report"},
     "provenance": set(),
-    "commands": FITTED | {"methods", "report", "bundle", "provenance"},
+    "commands": FITTED | {"methods", "report", "bundle", "provenance", "reproduce"},
+    "reproduce": FITTED | {"methods", "report", "bundle", "provenance", "commands"},
 }
 """What each part of the package may import, beside itself: a name stands for the module and all below it."""
 

@@ -1,0 +1,93 @@
+"""A table as a figure: lines over depth where there are layers, else points beside the paper's."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from nestling.report.plots import MUTED, WIDTH, Look, canvas, legend, legend_rows, looks, place, styled
+from nestling.reproduce.result import unit_of
+from nestling.reproduce.table import Table
+
+PANEL, GAP, HEIGHT = 2.65, 0.6, 2.2
+DEPTH = re.compile(r"^(.*?)\s*layer (\d+)$")
+Entry = dict[str, Any]
+
+
+def panels_of(result: dict[str, Any]) -> dict[tuple[str, bool], list[Entry]]:
+    """Entries by panel: (title, over depth or not)."""
+    found: dict[tuple[str, bool], list[Entry]] = {}
+    for entry in result["table"]:
+        match = DEPTH.match(entry["column"])
+        key = (match[1] or "accuracy", True) if match else (entry["column"], False)
+        if entry["mean"] is not None or not match:
+            found.setdefault(key, []).append(entry)
+    return found
+
+
+def draw(table: Table, result: dict[str, Any], dpi: int = 110) -> bytes:
+    """The figure as PNG."""
+    panels = panels_of(result)
+    styles = looks(list(dict.fromkeys(e["row"] for e in result["table"])))
+    across = 3
+    down = -(-len(panels) // across)
+    top = 0.22 * legend_rows(list(styles), WIDTH - 1)[1] + 0.1
+    with styled():
+        figure = canvas(top + down * (HEIGHT + GAP))
+        for number, ((title, deep), entries) in enumerate(panels.items()):
+            left = GAP + (number % across) * (PANEL + GAP)
+            bottom = 0.45 + (down - 1 - number // across) * (HEIGHT + GAP)
+            axes = place(figure, left, bottom, PANEL, HEIGHT - 0.2)
+            divisor, _, unit = unit_of(table, entries[0]["column"])
+            axes.set_title(f"{title}, {unit}", pad=4)
+            (lines if deep else points)(axes, entries, styles, divisor)
+        legend(figure, styles, 0.4, WIDTH - 1)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def lines(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: float) -> None:
+    """A line per row over depth, the deviation over seeds as bars, the paper's numbers as dots."""
+    for row, look in styles.items():
+        mine = sorted((e for e in entries if e["row"] == row), key=lambda e: depth(e["column"]))
+        known = [e for e in mine if e["mean"] is not None]
+        axes.errorbar(
+            [depth(e["column"]) for e in known],
+            [e["mean"] / divisor for e in known],
+            yerr=[(e["std"] or 0) / divisor for e in known],
+            color=look.colour, marker=look.marker, linewidth=look.width, markersize=4, capsize=2,
+        )  # fmt: skip
+        printed = [e for e in mine if e["paper"] is not None]
+        axes.plot(
+            [depth(e["column"]) for e in printed], [e["paper"] / divisor for e in printed], ":", color=look.colour
+        )
+    axes.set_xticks(sorted({depth(e["column"]) for e in entries}))
+    axes.set_xlabel("layer, dotted: the paper" if any(e["paper"] is not None for e in entries) else "layer")
+
+
+def points(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: float) -> None:
+    """Ours as a filled marker with its deviation, the paper's hollow, side by side."""
+    for x, entry in enumerate(entries):
+        look = styles[entry["row"]]
+        if entry["mean"] is not None:
+            axes.errorbar(
+                [x], [entry["mean"] / divisor], yerr=[(entry["std"] or 0) / divisor],
+                color=look.colour, marker=look.marker, markersize=6, capsize=3,
+            )  # fmt: skip
+        if entry["paper"] is not None:
+            axes.plot([x], [entry["paper"] / divisor], look.marker, color=look.colour, markerfacecolor="none")
+    axes.set_xticks([])
+    axes.set_xlim(-0.7, len(entries) - 0.3)
+    if any(entry["paper"] is not None for entry in entries):
+        axes.set_xlabel("hollow: the paper", color=MUTED)
+
+
+def depth(column: str) -> int:
+    """The layer's number."""
+    match = DEPTH.match(column)
+    assert match is not None
+    return int(match[2])

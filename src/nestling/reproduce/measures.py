@@ -1,0 +1,90 @@
+"""What is measured on a trained network, on test rows and at the end alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nestling.data.dataset import LabelledData
+from nestling.data.loader import DeviceData
+from nestling.engine.fit import Run, fit
+from nestling.engine.predict import predict
+from nestling.engine.runtime import Runtime
+from nestling.reproduce.table import Cell, Place, Rows, Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network that is trained, and the rows that it was trained for."""
+
+    run: Run
+    train: LabelledData
+    test: LabelledData
+    runtime: Runtime
+
+    @property
+    def level(self) -> str:
+        """The finest, which all figures are of."""
+        return self.test.taxonomy.levels[-1]
+
+    def logits(self, data: LabelledData) -> tuple[dict[str, Tensor], Tensor]:
+        """Of every output for every row, and the labels (n,) of the finest level."""
+        self.runtime.prepare(self.run.model)
+        rows = DeviceData(data, self.run.preprocessing, self.runtime.device)
+        outputs, labels = predict(self.run.model, rows, self.runtime)
+        return {name: scores.cpu() for name, scores in outputs.logits.items()}, labels[:, -1].cpu()
+
+
+@lru_cache(maxsize=2)
+def load(rows: Rows, data_dir: str | None) -> tuple[LabelledData, LabelledData]:
+    """The rows, held for the next trial of this process."""
+    return rows.load(data_dir)
+
+
+def trained(trial: Trial, place: Place) -> Trained:
+    """Train the trial's recipe, or read it back."""
+    train, test = load(trial.rows, place.data_dir)
+    run = fit(
+        trial.recipe,
+        train,
+        out=place.folder,
+        seed=place.seed,
+        device=place.device,
+        precision=place.precision,
+        verbose=False,
+        whole=trial.whole,
+    )
+    return Trained(run=run, train=train, test=test, runtime=Runtime.choose(place.device, place.precision))
+
+
+def accuracies(trial: Trial, place: Place) -> list[Cell]:
+    """Of the classifier behind each layer, of the last one (single), and of all of them together (ensemble).
+
+    ``options``: ``top`` = 5 adds whether the class is among the five most probable ones.
+    """
+    found = trained(trial, place)
+    return by_depth(trial.row, found, found.test, trial.options.get("top"))
+
+
+def by_depth(row: str, found: Trained, data: LabelledData, top: int | None = None) -> list[Cell]:
+    """The accuracies on some rows."""
+    logits, labels = found.logits(data)
+    layers = {name.replace("-", " "): s for name, s in logits.items() if name.startswith("layer-")}
+    named: Mapping[str, Tensor] = {**layers, "single": list(layers.values())[-1]}
+    if len(layers) > 1:
+        named = {**named, "ensemble": logits[found.level]}
+    cells = [share(row, name, scores, labels) for name, scores in named.items()]
+    if top:
+        cells += [share(row, f"top-{top} {name}", scores, labels, top) for name, scores in named.items()]
+    return cells
+
+
+def share(row: str, column: str, scores: Tensor, labels: Tensor, top: int = 1) -> Cell:
+    """How often the label is among the ``top`` highest of scores (n, classes)."""
+    highest = scores.topk(min(top, scores.shape[1]), 1).indices
+    right = (highest == labels[:, None]).any(1)[labels >= 0].to(torch.float32)
+    return Cell(row, column, float(right.mean()), tuple(right.tolist()))

@@ -1,0 +1,139 @@
+"""What a table of a paper is made of: rows to train, columns to measure, the paper's numbers, and its claims."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nestling.config import to_dict
+from nestling.data.dataset import LabelledData
+from nestling.data.sources import load_data
+from nestling.errors import unknown
+from nestling.methods.recipe import Recipe
+
+SCALES = ("smoke", "small", "paper")
+PRECISION = {"smoke": "fp32", "small": "fp32", "paper": "auto"}
+"""Below the paper's scale figures are the same wherever they are made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which rows of a set train, and which are tested on; None for all of a split."""
+
+    source: str
+    train: int | None = None
+    test: int | None = None
+    split: str = "test"
+    image_size: int | None = None
+
+    def load(self, data_dir: str | None) -> tuple[LabelledData, LabelledData]:
+        """Training and test rows."""
+        train = load_data(self.source, "train", data_dir, image_size=self.image_size, first=self.train)
+        return train, load_data(self.source, self.split, data_dir, image_size=self.image_size, first=self.test)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measured number. ``samples`` are what it is the mean of (test rows, splits), which comparisons pair."""
+
+    row: str
+    column: str
+    value: float
+    samples: tuple[float, ...] = ()
+    count: int = 0
+    """Rows that a share is of, where there are no samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a trial works: its run folder, and where data and device are."""
+
+    folder: Path
+    seed: int
+    data_dir: str | None
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training on one seed, and what is measured on it.
+
+    ``measure(trial, place)`` trains or reads back, and gives the cells; a function of a module, which a process of its
+    own can import.
+    """
+
+    row: str
+    recipe: Recipe
+    rows: Rows
+    measure: Callable[[Trial, Place], list[Cell]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """For ``measure``."""
+    whole: bool = True
+    """Every row trains; else a tenth is kept for validation, and a tenth for calibration."""
+
+    def key(self) -> dict[str, Any]:
+        """All that its figures depend on, as JSON."""
+        return {
+            "row": self.row,
+            "method": self.recipe.method,
+            "recipe": to_dict(self.recipe),
+            "rows": vars(self.rows),
+            "measure": f"{self.measure.__module__}.{self.measure.__qualname__}",
+            "options": dict(self.options),
+            "whole": self.whole,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A sentence of the paper: the cell ``more`` lies above the cell ``less`` by more than ``least``."""
+
+    id: str
+    text: str
+    more: tuple[str, str]
+    """Row and column."""
+    less: tuple[str, str]
+    paper: float | None = None
+    """The difference in the paper; None where it prints none."""
+    least: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """What a row must reach; below it nothing was learned, and no claim is decided."""
+
+    row: str
+    column: str
+    least: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table or figure of a paper."""
+
+    name: str
+    paper: str
+    about: str
+    """What is shown, and how it departs from the paper."""
+    trials: Callable[[str], list[Trial]]
+    """By scale."""
+    floor: Floor
+    claims: Sequence[Claim]
+    printed: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """The paper's numbers by row and column."""
+    seeds: Mapping[str, int] = field(default_factory=lambda: {"smoke": 1, "small": 1, "paper": 1})
+    units: Mapping[str, str] = field(default_factory=dict)
+    """Of columns that are no shares, by how they begin: bytes, seconds, millions."""
+    within: str | None = None
+    """The table whose folder holds these trainings, which are among its own."""
+    fixed: Callable[[], list[Cell]] = list
+    """Cells that no training is needed for."""
+
+
+def check_scale(scale: str) -> None:
+    """Raise UsageError for an unknown one."""
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)

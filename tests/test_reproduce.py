@@ -1,0 +1,350 @@
+"""``nestling reproduce``: verdicts, resuming, budgets, the recipes of the papers, and every table at smoke."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nestling.reproduce.campaign as campaigns
+from nestling.config import apply, read_config
+from nestling.data.dataset import LabelledData
+from nestling.engine.fit import fit
+from nestling.methods.layerwise import Layerwise
+from nestling.models.build import build_model
+from nestling.reproduce import TABLES
+from nestling.reproduce.campaign import Campaign, evenly, pack, stored, unpack
+from nestling.reproduce.layerwise import on_cifar, on_imagenet, trial, twin
+from nestling.reproduce.probes import Reduction, per_class
+from nestling.reproduce.result import result_of, text_of
+from nestling.reproduce.table import SCALES, Cell, Claim, Floor, Rows, Table, Trial
+from nestling.reproduce.verdict import decide, difference, gather, summary
+from nestling.taxonomy import Taxonomy
+from running import nestling, refuse, succeed
+
+VERDICTS = {"holds", "does not hold", "within noise", "underpowered"}
+FLOOR = Floor(row="twin", column="x", least=0.5)
+CLAIM = Claim(id="more", text="a is better than b", more=("a", "x"), less=("b", "x"), paper=0.1)
+
+
+def over_seeds(row: str, *values: float) -> list[list[Cell]]:
+    return [[Cell(row, "x", value)] for value in values]
+
+
+def measured(a: list[float], b: list[float], twin: float = 0.9):
+    rows = [[*x, *y, Cell("twin", "x", twin)] for x, y in zip(over_seeds("a", *a), over_seeds("b", *b))]
+    return gather(dict(enumerate(rows)))
+
+
+# Verdicts ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_over_seeds_is_the_paired_t_interval() -> None:
+    # Differences 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, t of 2 degrees of freedom 4.3027, over the root of 3.
+    cells = measured([0.6, 0.7, 0.8], [0.5, 0.5, 0.5])
+    half = 4.3027 * 0.1 / math.sqrt(3)
+    assert difference(cells["a", "x"], cells["b", "x"]) == pytest.approx((0.2, 0.2 - half, 0.2 + half), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "twin", "verdict"),
+    [
+        ([0.61, 0.62, 0.63], [0.5, 0.5, 0.5], 0.9, "holds"),
+        ([0.41, 0.42, 0.43], [0.5, 0.5, 0.5], 0.9, "does not hold"),
+        ([0.49, 0.50, 0.51], [0.5, 0.5, 0.5], 0.9, "within noise"),
+        ([0.30, 0.50, 0.70], [0.5, 0.5, 0.5], 0.9, "underpowered"),
+        ([0.61, 0.62, 0.63], [0.5, 0.5, 0.5], 0.4, "underpowered"),
+        ([0.61, 0.62], [0.5, 0.5], 0.9, "underpowered"),
+    ],
+    ids=["holds", "fails", "noise", "wide", "below the floor", "two seeds"],
+)
+def test_verdicts(a: list[float], b: list[float], twin: float, verdict: str) -> None:
+    assert decide(measured(a, b, twin), [CLAIM], FLOOR)[0]["verdict"] == verdict
+
+
+def test_a_claim_without_a_number_is_never_within_noise() -> None:
+    claim = replace(CLAIM, paper=None)
+    assert decide(measured([0.49, 0.5, 0.51], [0.5, 0.5, 0.5]), [claim], FLOOR)[0]["verdict"] == "underpowered"
+
+
+def test_a_claim_may_allow_a_loss() -> None:
+    claim = replace(CLAIM, least=-0.05)
+    assert decide(measured([0.479, 0.48, 0.481], [0.5, 0.5, 0.5]), [claim], FLOOR)[0]["verdict"] == "holds"
+
+
+def test_below_three_seeds_the_interval_is_of_the_test_rows() -> None:
+    right = np.random.default_rng(0).random(1000) < 0.8
+    more = {0: Cell("a", "x", float(right.mean()), tuple(right.astype(float)))}
+    less = {0: Cell("b", "x", 0.0, (0.0,) * 1000)}
+    found = difference(more, less)
+    assert found is not None and found[0] == pytest.approx(right.mean())
+    half = 1.96 * math.sqrt(right.mean() * (1 - right.mean()) / 1000)
+    assert found[1:] == pytest.approx((found[0] - half, found[0] + half), abs=0.004)
+
+
+def test_shares_without_rows_of_their_own_take_the_normal_approximation() -> None:
+    found = difference({0: Cell("a", "x", 0.5, count=100)}, {0: Cell("b", "x", 0.5, count=100)})
+    assert found == pytest.approx((0.0, -1.96 * math.sqrt(0.005), 1.96 * math.sqrt(0.005)), abs=1e-4)
+
+
+def test_what_was_not_measured_is_said() -> None:
+    entry = decide({}, [CLAIM], FLOOR)[0]
+    assert (entry["ours"], entry["interval"], entry["verdict"]) == (None, [None, None], "underpowered")
+    assert summary({}, {("a", "x"): 0.9}) == [
+        {"row": "a", "column": "x", "paper": 0.9, "mean": None, "std": None, "n": 0}
+    ]
+
+
+@pytest.mark.parametrize("samples", [(), (1.0, 0.0, 1.0) * 7, (0.25, 0.5)])
+def test_a_cell_survives_json(samples: tuple[float, ...]) -> None:
+    cell = Cell("a", "x", 0.5, samples, 3)
+    assert unpack(json.loads(json.dumps(pack(cell)))) == cell
+
+
+# Campaigns, on a table of our own ----------------------------------------------------------------------------------
+
+
+def digit_trials(scale: str) -> list[Trial]:
+    recipe = Layerwise(k=1, width=4, num_blocks=2, downsample_at=(1,), epochs=1, batch_size=64, augmentation="none")
+    rows = Rows(source="digits", train=200, test=100)
+    return [trial(scale, "layers", recipe, rows), trial(scale, "end-to-end", twin(recipe), rows)]
+
+
+DIGITS = Table(
+    name="digits",
+    paper="none",
+    about="For tests.",
+    trials=digit_trials,
+    floor=Floor(row="end-to-end", column="single", least=0.2),
+    printed={("layers", "single"): 0.5},
+    claims=[Claim(id="c", text="t", more=("layers", "ensemble"), less=("end-to-end", "single"))],
+)
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLES, "digits", DIGITS)
+
+
+@pytest.mark.usefixtures("tables")
+def test_the_result_is_what_the_interface_says(tmp_path: Path) -> None:
+    options = ("--scale", "smoke", "--out", tmp_path)
+    done = succeed("reproduce", "digits", *options, "--json", "-")
+    result = json.loads(done.out)
+    assert {"name", "scale", "seeds", "table", "claims", "command", "commit", "hardware", "versions", "seconds"} <= {
+        *result
+    }
+    assert (result["name"], result["scale"], result["seeds"], result["missing"]) == ("digits", "smoke", [0], [])
+    for entry in result["table"]:
+        assert set(entry) == {"row", "column", "paper", "mean", "std", "n"}
+        assert entry["mean"] is None or 0 <= entry["mean"] <= 1
+    for claim in result["claims"]:
+        assert set(claim) == {"id", "text", "paper", "ours", "interval", "verdict"} and claim["verdict"] in VERDICTS
+    assert (tmp_path / "digits-smoke" / "result.png").read_bytes().startswith(b"\x89PNG")
+    again = succeed("reproduce", "digits", *options, "--json", tmp_path / "mine.json")
+    assert json.loads((tmp_path / "mine.json").read_text())["table"] == result["table"]
+    assert "(50.0)" in again.out and "underpowered" in again.out and (tmp_path / "mine.png").exists()
+
+
+def test_finished_trials_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    campaign = Campaign(table=DIGITS, scale="smoke", seeds=[0, 1], folder=tmp_path)
+    first = campaign.run()
+    assert [len(records) for records in first.values()] == [2, 2]
+    assert {p.name for p in tmp_path.glob("*.json")} == {
+        f"{r}-{s}.json" for r in ("layers", "end-to-end") for s in (0, 1)
+    }
+    monkeypatch.setattr(campaigns, "carry_out", lambda *_: pytest.fail("trained again"))
+    assert campaign.run() == first
+
+
+def test_another_recipe_is_not_mistaken_for_the_same(tmp_path: Path) -> None:
+    campaign = Campaign(table=DIGITS, scale="smoke", seeds=[0], folder=tmp_path)
+    campaign.run()
+    (made, seed), *_ = campaign.trials()
+    place = campaign.place(made, seed)
+    assert stored(made, place) is not None
+    assert stored(replace(made, options={"top": 5}), place) is None
+    assert stored(replace(made, recipe=replace(made.recipe, epochs=2)), place) is None
+
+
+@pytest.mark.usefixtures("tables")
+def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
+    campaign = Campaign(table=DIGITS, scale="smoke", seeds=[0], folder=tmp_path, deadline=time.time() - 1)
+    result = result_of(campaign, campaign.run(), "")
+    assert result["missing"] == ["layers-0", "end-to-end-0"] and not list(tmp_path.iterdir())
+    assert any("goes on from here" in line for line in text_of(DIGITS, result))
+    done = succeed("reproduce", "digits", "--scale", "smoke", "--out", tmp_path, "--budget-minutes", "1e-9")
+    assert "Not done within the budget: layers-0, end-to-end-0" in done.out
+
+
+@pytest.mark.long
+def test_trials_run_side_by_side(tmp_path: Path) -> None:
+    campaign = Campaign(table=DIGITS, scale="small", seeds=[0], folder=tmp_path)
+    assert [len(records) for records in campaign.run().values()] == [2]
+
+
+def test_every_other_pair_is_swapped() -> None:
+    assert evenly([1, 2, 3, 4, 5, 6, 7]) == [1, 2, 4, 3, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("layerwise-cifar",), "Did you mean 'layerwise-cifar10'?"),
+        (("layerwise-cifar10", "--scale", "smal"), "Did you mean 'small'?"),
+        (("layerwise-cifar10", "--seeds", "0"), "--seeds must be at least 1"),
+        (("layerwise-cifar10", "--budget-minutes", "0"), "--budget-minutes must be above 0"),
+        (("layerwise-cifar10", "--budget-minutes", "nan"), "--budget-minutes must be above 0"),
+    ],
+)
+def test_what_cannot_be_reproduced(arguments: tuple[str, ...], part: str) -> None:
+    refuse(2, [part], "reproduce", *arguments)
+
+
+def test_without_data_it_says_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NESTLING_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = ("--scale", "smoke", "--out", tmp_path / "runs", "--data-dir", tmp_path)
+    done = nestling("reproduce", "layerwise-transfer", *options)
+    assert done.code == 5 and "tiny_imagenet32/train.parquet" in done.err
+
+
+# The tables --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_speaks_of_rows_that_it_has(name: str) -> None:
+    table = TABLES[name]
+    ids = [claim.id for claim in table.claims]
+    assert len(set(ids)) == len(ids) and set(table.seeds) == set(SCALES)
+    for scale in SCALES:
+        trials = table.trials(scale)
+        rows = {t.row for t in trials} | {cell.row for cell in table.fixed()}
+        rows |= {row for t in trials for row in t.options.get("narrower", ())}
+        rows |= {
+            f"{t.options['network']} {plan}"
+            for t in trials
+            if "network" in t.options
+            for plan in ("layerwise", "end-to-end", "checkpointing")
+        }
+        named = [table.floor.row, *(row for c in table.claims for row, _ in (c.more, c.less))]
+        assert {*named, *(row for row, _ in table.printed)} <= rows
+        folders = [Campaign(table=table, scale=scale, seeds=[0], folder=Path()).place(t, 0).folder for t in trials]
+        assert len(set(folders)) == len(folders)
+        json.dumps([t.key() for t in trials])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_runs_at_smoke(name: str, nestling_data: Path, tmp_path: Path) -> None:
+    done = succeed("reproduce", name, "--scale", "smoke", "--out", tmp_path, "--data-dir", nestling_data, "--json", "-")
+    result = json.loads(done.out)
+    table = TABLES[name]
+    assert result["missing"] == [] and not result["floor"]["reached"]
+    assert {c["verdict"] for c in result["claims"]} == {"underpowered"}
+    seen = {(e["row"], e["column"]) for e in result["table"] if e["mean"] is not None}
+    assert {row for row, _ in seen} >= {t.row for t in table.trials("smoke") if "network" not in t.options}
+    if name == "layerwise-compression":
+        steps = [
+            (f"{when} layer {j}") for j in (1, 2, 3) for when in ("before pruning", "after pruning", "after tuning")
+        ]
+        assert {("pruned", step) for step in steps} <= seen
+    assert (tmp_path / f"{name}-smoke" / "result.png").stat().st_size > 5_000
+
+
+def test_the_twin_sees_as_many_images() -> None:
+    recipe = Layerwise(num_blocks=4, epochs=5)
+    assert twin(replace(recipe, prune_to=0.5, prune_epochs=2)).epochs == 28
+    assert (twin(recipe).together, twin(recipe).epochs, twin(recipe).prune_to) == (4, 20, None)
+    assert twin(recipe, 4).epochs == 5
+    assert twin(replace(recipe, epochs=(1, 1, 1, 5))).epochs == 8
+    narrow = twin(replace(recipe, final_aux_width=16, downsample_at=(1, 2)))
+    assert (narrow.aux_width, narrow.final_aux_width, narrow.epochs) == (4, None, 25)
+
+
+def test_parameters_of_the_papers_networks() -> None:
+    counts = {cell.row: cell.value / 1e6 for cell in TABLES["layerwise-imagenet"].fixed()}
+    assert counts["for ImageNet: k=2"] == pytest.approx(64.4, abs=0.1)
+    assert counts["for ImageNet: k=3"] == pytest.approx(102.1, abs=0.1)
+    assert counts["for ImageNet: k=3, M~f=512"] == pytest.approx(46.4, abs=0.1)
+
+
+def test_a_reduction_trains_the_last_layer_and_a_narrower_classifier(toy_data: LabelledData) -> None:
+    base = Layerwise(k=2, width=4, num_blocks=2, downsample_at=(), epochs=1, augmentation="none")
+    run = fit(base, toy_data, verbose=False)
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    values = {name: value for name, value in vars(base).items() if name != "final_aux_width"}
+    after = fit(Reduction(**values, final_aux_width=2), toy_data, run.model, verbose=False).model.state_dict()
+    assert after["auxiliary.layer-2.hidden.0.conv.weight"].shape[0] == 2
+    assert torch.equal(after["blocks.0.conv.weight"], before["blocks.0.conv.weight"])
+    assert not torch.equal(after["blocks.1.conv.weight"], before["blocks.1.conv.weight"])
+
+
+def test_as_many_rows_of_each_class() -> None:
+    labels = np.repeat(np.arange(3), (5, 4, 9))
+    assert np.bincount(labels[per_class(labels, 3, seed=0)]).tolist() == [3, 3, 3]
+
+
+# The papers' recipes -----------------------------------------------------------------------------------------------
+
+CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet32": 200, "caltech101": 101}
+PAPER = [(name, t) for name, table in TABLES.items() for t in table.trials("paper")]
+MOST = 4 << 30
+
+
+def pictures(source: str, count: int = 20) -> LabelledData:
+    """Noise of the shape of a set."""
+    taxonomy = Taxonomy.from_paths([(f"class {code}",) for code in range(CLASSES[source])])
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
+    labels = np.arange(count)[:, None] % CLASSES[source]
+    return LabelledData(inputs=images, labels=labels, index=np.arange(count), taxonomy=taxonomy, name=source)
+
+
+def backbone_of(made: Trial) -> str:
+    return made.options.get("backbone", "auto")
+
+
+@pytest.mark.parametrize(("name", "made"), PAPER, ids=[f"{name}: {t.row}" for name, t in PAPER])
+def test_the_papers_recipes_fit_their_networks(name: str, made: Trial) -> None:
+    """Every stage's forward pass, on the meta device."""
+    data = pictures(made.rows.source)
+    with torch.device("meta"):
+        model = build_model(
+            data.taxonomy, data.image_shape, backbone_of(made), made.recipe.method, made.recipe.network()
+        )
+        for stage in made.recipe.stages(model, data):
+            outputs = model(torch.empty((2, *data.image_shape)), until=stage.until)
+            if stage.until is not None:
+                assert outputs.logits[stage.until].shape == (2, CLASSES[made.rows.source])
+            if stage.assume is not None:
+                stage.assume(model)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "made"), PAPER, ids=[f"{name}: {t.row}" for name, t in PAPER])
+def test_the_papers_recipes_take_a_step(name: str, made: Trial) -> None:
+    data = pictures(made.rows.source)
+    recipe = made.recipe
+    assert isinstance(recipe, Layerwise)
+    with torch.device("meta"):
+        model = build_model(data.taxonomy, data.image_shape, backbone_of(made), recipe.method, recipe.network())
+    # Weights, their gradients and momentum, and what the step itself needs.
+    if 16 * sum(p.numel() for p in model.parameters()) > MOST:
+        pytest.skip("does not fit into 4 GB")
+    recipe = replace(recipe, epochs=1, steps_per_epoch=1, batch_size=2, prune_epochs=1)
+    run = fit(recipe, data, verbose=False, whole=made.whole, backbone=backbone_of(made))
+    assert len(run.history) >= recipe.num_blocks // recipe.together
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize(("name", "recipe"), [("cifar10", on_cifar), ("imagenet", on_imagenet)])
+def test_the_written_recipes_are_those_that_are_run(name: str, recipe, k: int) -> None:
+    path = Path(__file__).parent.parent / "recipes" / f"layerwise-{name}-k{k}.toml"
+    settings = read_config(path)
+    assert settings.pop("method") == "layerwise"
+    assert apply(Layerwise(), settings) == recipe("paper", k)
