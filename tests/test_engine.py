@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nestling.config import apply, read_config
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
+from nestling.engine import keep
 from nestling.engine import stage as engine_stage
 from nestling.engine.checkpoint import Checkpoints, pick
 from nestling.engine.fit import cut_rows
@@ -207,14 +208,14 @@ def test_what_is_trained_moves(toy_data: LabelledData) -> None:
 def test_the_plan_is_what_is_trained(name: str, data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, watch = RECIPES[name], Watch(monkeypatch)
     trainable: dict[str, int] = {}
-    original = engine_stage.mark_trainable
+    original = keep.mark_trainable
 
     def mark(stage: Stage, *arguments: Any) -> dict[str, nn.Parameter]:
         found = original(stage, *arguments)
         trainable[stage.name] = sum(p.numel() for p in found.values())
         return found
 
-    monkeypatch.setattr(engine_stage, "mark_trainable", mark)
+    monkeypatch.setattr(keep, "mark_trainable", mark)
     planned = plan_of(recipe, data)
     quick(recipe, data)
     counted = {stage.name: sum(taken[0] == stage.name for taken in watch.taken) for stage in planned}
@@ -427,7 +428,7 @@ def test_hooks_run_when_they_should(toy_data: LabelledData) -> None:
     scores = iter([2.0, 1.0, 3.0])
     best: list[dict[str, Tensor]] = []
 
-    def perturb(model: nn.Module, objective: nn.Module, batch: Batch) -> Batch:
+    def perturb(loss: Callable[[Batch], Tensor], batch: Batch) -> Batch:
         calls.append("perturb")
         return replace(batch, inputs=torch.zeros_like(batch.inputs))
 
@@ -512,7 +513,7 @@ def fault(what: str) -> Callable[[Model, LabelledData], dict[str, Any]]:
     """A stage of 2 steps an epoch that fails in its third epoch, at the second step or in validation."""
     calls = 0
 
-    def perturb(model: nn.Module, objective: nn.Module, batch: Batch) -> Batch:
+    def perturb(loss: Callable[[Batch], Tensor], batch: Batch) -> Batch:
         nonlocal calls
         calls += 1
         return replace(batch, inputs=batch.inputs * math.inf) if calls == 6 else batch

@@ -18,6 +18,7 @@ import torch
 
 import two_processes
 from nestling.engine.plan import plan
+from nestling.engine.stage import StageRun
 from nestling.methods.recipe import Context
 from running import succeed
 from small import assert_same_weights, quick, rows
@@ -128,11 +129,20 @@ def test_the_second_pass_leaves_the_reducer_alone(monkeypatch: pytest.MonkeyPatc
     moves: list[str] = []
     original = toy_recipes.second_pass
 
-    def spy(model: Any, objective: Any, batch: Any) -> Any:
-        (q,) = [buffer.clone() for name, buffer in objective.named_buffers() if name.endswith("q")]
-        made = original(model, objective, batch)
-        (after,) = [buffer for name, buffer in objective.named_buffers() if name.endswith("q")]
-        assert torch.equal(q, after)
+    running: list[StageRun] = []
+    begin = StageRun.__init__
+    monkeypatch.setattr(StageRun, "__init__", lambda run, *given: (running.append(run), begin(run, *given))[1])
+
+    def kept() -> list[torch.Tensor]:
+        """Buffers of model and objective: batch norms' statistics, and q."""
+        modules = (running[-1].engine.model, running[-1].objective)
+        return [buffer.clone() for module in modules for buffer in module.buffers()]
+
+    def spy(loss: Any, batch: Any) -> Any:
+        before = kept()
+        made = original(loss, batch)
+        assert all(torch.equal(one, other) for one, other in zip(before, kept(), strict=True))
+        (after,) = [b for name, b in running[-1].objective.named_buffers() if name.endswith("q")]
         assert not torch.equal(made.inputs, batch.inputs)
         length = (made.inputs - batch.inputs).flatten(1).norm(dim=1)
         # A row without any label that the objective reads has no direction.
@@ -170,7 +180,11 @@ def run_two_processes(folder: Path) -> dict[str, Any]:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Without batch norm, in fp32: losses, weights, faults and decisions."""
     found, expected = run_two_processes(tmp_path), two_processes.results()
-    curves = {*two_processes.CURVES, *(f"toy {name}" for name in RECIPES)}
+    curves = {
+        *two_processes.CURVES,
+        *(f"toy {name}" for name in RECIPES),
+        *(f"micro-batches of {n}" for n in (2, 3, 4)),
+    }
     assert found.keys() == expected.keys() >= {"unused parameter", "one process diverges", "metric", *curves}
     for name in sorted(curves):
         theirs, ours = found.pop(name), expected.pop(name)

@@ -8,7 +8,7 @@ composes two of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -139,11 +139,10 @@ class LayerCrossEntropy(Term):
         return level_cross_entropy(outputs.logits[self.name].float(), labels), (labels >= 0).float()
 
 
-def second_pass(model: nn.Module, objective: Objective, batch: Batch) -> Batch:
+def second_pass(loss: Callable[[Batch], Tensor], batch: Batch) -> Batch:
     """A step of length 0.5 along the gradient of the loss with respect to each input."""
     inputs = batch.inputs.detach().requires_grad_()
-    loss, _ = objective(model(inputs), replace(batch, inputs=inputs))
-    (gradient,) = torch.autograd.grad(loss, inputs)
+    (gradient,) = torch.autograd.grad(loss(replace(batch, inputs=inputs)), inputs)
     length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
     return replace(batch, inputs=(inputs + 0.5 * gradient / length).detach())
 
@@ -182,6 +181,10 @@ class InstanceRows(Term):
         scores = scores.masked_fill(self.classes != classes[:, None], -torch.inf)
         values = F.cross_entropy(scores, self.place[batch.index], reduction="none")
         return values, torch.ones_like(values)
+
+    def own_gradients(self) -> list[Tensor]:
+        assert self.leaf is not None and self.leaf.grad is not None
+        return [self.leaf.grad]
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
@@ -301,7 +304,7 @@ class Clusters(Toy):
             trainable=model.parts(coarse),
             until=coarse,
             objective=CrossEntropy(coarse)
-            + 0.5 * InstanceRows(data, dimension)
+            + Objective([(lambda progress: 0.5 * (progress >= 0.25), InstanceRows(data, dimension))])
             + Objective([(lambda progress: 0.3 * (progress >= 0.5), proxies)]),
             after_epoch=proxies.cluster,
         )

@@ -22,7 +22,7 @@ from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
 from nestling.objectives.reducers import Mean
 from nestling.objectives.terms import CrossEntropy
-from small import BACKBONE, one_stage, rows
+from small import BACKBONE, one_stage, rows, small_model
 from toy_recipes import RECIPES, toy_model
 
 SGD = Optimizer(name="sgd", lr=0.1)
@@ -75,6 +75,19 @@ def results() -> dict[str, Any]:
         found[f"toy {name}"] = figures(train(recipe, data, toy_model(name, data, norm="none")))
         # With batch norm the curves differ, the processes do not.
         train(recipe, data, toy_model(name, data, norm="batch"))
+    # Odd batches in parts of two and three rows, all of which have the label.
+    for rows_at_once in (2, 3, 4):
+        parts = one_stage(
+            lambda model, rows, size=rows_at_once: (
+                {"micro_batch": size, "objective": CrossEntropy("coarse")}
+                | {"trainable": model.parts("coarse"), "until": "coarse"}
+            ),
+            batch_size=7,
+            steps_per_epoch=3,
+        )
+        found[f"micro-batches of {rows_at_once}"] = figures(
+            train(parts, data, small_model(data, options={"norm": "none"}))
+        )
     try:
         train(one_stage(lambda model, rows: {"trainable": [model]}), data)
     except ValueError as error:

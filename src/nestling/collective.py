@@ -62,6 +62,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         return all_sum(gradient.contiguous())[context.begin : context.begin + context.count]
 

@@ -159,7 +159,8 @@ def fit(
     rows = f"{len(train)} training, {len(validation)} validation, {calibration} calibration"
     engine.decide("rows", rows, "all train" if whole else "cut within each class of the finest known level")
     # Whatever the recipe cannot do is found before anything is written or trained.
-    plan(recipe, model, train)
+    with seeded(0):
+        plan(recipe, model, train)
     if out is not None and not out.begun:
         out.begin()
     with interrupt.deferred():
@@ -261,9 +262,10 @@ class Engine:
         if not saved:
             return False
         # A stage may have ended by making the model narrower.
-        reshape(self.model, {name: t.shape for name, t in pick("model", saved.tensors).items()})
-        restore(self.model, pick("model", saved.tensors), f"stage {stage.name}")
-        restore(objective, pick("objective", saved.tensors), f"the objective of stage {stage.name}")
+        for name, module in (("model", self.model), ("objective", objective)):
+            tensors = pick(name, saved.tensors)
+            reshape(module, {key: t.shape for key, t in tensors.items()})
+            restore(module, tensors, f"the {name} of stage {stage.name}")
         self.history += saved.state["history"]
         for decision in saved.state["decisions"]:
             self.decide(*decision)

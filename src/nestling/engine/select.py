@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nestling import collective
 from nestling.data.dataset import LabelledData
 from nestling.engine.predict import accuracy_per_level
-from nestling.errors import DivergedError
+from nestling.engine.step import NotFinite
 from nestling.methods.recipe import Select, Stage
 
 if TYPE_CHECKING:
@@ -39,15 +39,13 @@ class Judge:
             return None
         return Judge(engine, stage.select, data, levels, stage.until)
 
-    def score(self, where: str) -> tuple[float, dict[str, Any]]:
-        """A loss, the lower the better, and what to record. Raises DivergedError where it is not finite."""
+    def score(self) -> tuple[float, dict[str, Any]]:
+        """A loss, the lower the better, and what to record. Raises NotFinite where it is not."""
         taxonomy = self.engine.train.taxonomy
         outputs, labels = self.engine.predict(self.data, self.until)
         answers = {k: p for k, p in self.engine.model.answers(outputs).combined.items() if k in self.levels}
         score = collective.broadcast_object(self.select.metric(answers, labels, taxonomy.levels))
         if not math.isfinite(score):
-            raise DivergedError(
-                f"the {self.select.name} is not finite {where}: lower optimizer.lr; the last checkpoint is kept"
-            )
+            raise NotFinite(self.select.name)
         record = {self.select.name: score, "accuracy": accuracy_per_level(answers, labels, taxonomy)}
         return (score if self.select.mode == "min" else -score), record

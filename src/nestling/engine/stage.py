@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,27 +15,24 @@ from torch import Tensor, nn
 from nestling import collective, interrupt
 from nestling.data.batch import Batch
 from nestling.data.loader import DeviceData, RowOrder
-from nestling.engine.checkpoint import Saved, collect, optimizer_tensors, pick, restore_optimizer
 from nestling.engine.features import Features, NoRoom
-from nestling.engine.optim import begins_anew, build_optimizer, rate
-from nestling.engine.plan import order_of
+from nestling.engine.keep import StageState
+from nestling.engine.optim import begins_anew, rate
 from nestling.engine.select import Judge
 from nestling.engine.step import (
     StepModule,
     check_gradients,
     check_weights,
-    listed_rows,
-    mark_trainable,
     own,
     set_modes,
+    shares,
     unsynchronised,
     values_of,
 )
 from nestling.engine.tensorboard import TensorBoard
-from nestling.errors import StorageError
 from nestling.files import Appender
-from nestling.methods.recipe import Context, Hook, Perturb, Stage
-from nestling.models.weights import reshape, restore
+from nestling.methods.recipe import Perturb, Stage
+from nestling.models.recompute import statistics_kept
 from nestling.objectives.terms import Objective
 from nestling.seeds import derive
 
@@ -50,61 +45,14 @@ CHECKPOINT_SHARE = 0.01
 """An epoch's checkpoint is left out while writing them would take more than this share of the time."""
 
 
-@dataclass
-class Progress:
-    """Where in its stage a run stands; JSON, and part of every checkpoint."""
-
-    epoch: int = 0
-    step: int = 0
-    losses: list[float] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float | None = None
-    stale: int = 0
-    log: int = 0
-    """Offset in metrics.jsonl."""
-    running: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Sum of the training loss in this epoch, and the number of its steps."""
-
-
-class StageRun:
+class StageRun(StageState):
     """One stage on its way: what is trained, how far it is, and the best weights so far."""
 
     def __init__(self, engine: Engine, number: int, stage: Stage, objective: Objective) -> None:
-        self.engine, self.number, self.stage, self.objective = engine, number, stage, objective
-        self.progress = Progress(log=engine.log_offset)
-        self.best: dict[str, Tensor] | None = None
-        self.decisions: list[tuple[str, object, str]] = []
-        self.context = Context(
-            model=engine.model,
-            objective=objective,
-            train=engine.train,
-            validation=engine.validation,
-            predict=engine.predict,
-            batches=lambda data: engine.device_data(data).batches(),
-            note=self.note,
-            epochs=stage.epochs,
-        )
-        self.trained = mark_trainable(stage, engine.model, objective)
-        self.order = None
-        if stage.epochs:
-            self.rows = np.arange(len(stage.data)) if stage.rows is None else stage.rows
-            self.order = order_of(stage, derive(engine.seed, "order", number))
-            self.optimizer = build_optimizer(stage.optimizer, stage.lr, self.trained.values())
-            self.scaler = torch.amp.GradScaler(engine.runtime.device.type, enabled=engine.runtime.precision == "fp16")
+        super().__init__(engine, number, stage, objective)
         self.judge = Judge.of(engine, stage)
         self.ahead: Iterator[Tensor | None] = itertools.repeat(None)
-        self.board = TensorBoard(None, stage.name, 0)
         self.checked = False
-        self.saved_at = time.monotonic()
-        self.save_seconds = 0.0
-
-    def where(self) -> str:
-        """For messages."""
-        return f"in stage {self.stage.name} epoch {self.progress.epoch}"
-
-    def note(self, name: str, value: object, reason: str) -> None:
-        self.decisions.append((name, value, reason))
-        self.engine.decide(name, value, reason)
 
     def run(self) -> None:
         """Train from the last checkpoint to the end of the stage, run its hook, and write its file."""
@@ -114,9 +62,10 @@ class StageRun:
         if self.engine.folder is not None and collective.rank() == 0:
             self.engine.log = Appender(self.engine.folder.path / "metrics.jsonl", state.log)
             if self.order is not None:
-                # Where the epoch's steps are taken but its figures are not, these come again.
-                done = state.epoch * self.order.steps + min(state.step, self.order.steps - 1)
+                done = state.epoch * self.order.steps + state.step
                 self.board = TensorBoard(self.engine.folder.path, f"{self.number:02d}-{stage.name}", done)
+        if stage.select is not None and self.judge is None:
+            self.engine.reporter.say(f"stage {stage.name}: no labelled row to compare epochs by, the last one is kept")
         try:
             if self.order is not None:
                 total, done = stage.epochs * self.order.steps, state.epoch * self.order.steps + state.step
@@ -191,11 +140,11 @@ class StageRun:
             if collective.broadcast_object(due):
                 self.save()
 
-    def perturbed(self, perturb: Perturb, batch: Batch) -> Batch:
-        """The batch that a second pass is made on; the first leaves the state of terms and reducers as it is."""
+    def perturbed(self, perturb: Perturb, plain: StepModule, batch: Batch, progress: float) -> Batch:
+        """The batch that a second pass is made on; the first leaves the state of model and objective as it is."""
         self.objective.eval()
-        with self.engine.runtime.autocast():
-            batch = perturb(self.engine.model, self.objective, batch)
+        with statistics_kept(self.engine.model):
+            batch = perturb(lambda seen: plain(seen, progress)[0], batch)
         self.objective.train()
         return batch
 
@@ -204,16 +153,19 @@ class StageRun:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms of the batch, whose gradients are there afterwards, in as many parts as ``micro_batch`` asks.
 
-        A part counts by its rows: exact where every row has the labels that the objective reads.
+        Every part has a row on every process, and counts by its rows on all of them.
         """
-        parts = -(-global_size // (self.stage.micro_batch or global_size))
+        wanted = -(-global_size // (self.stage.micro_batch or global_size))
+        parts = max(min(wanted, global_size // collective.world_size()), 1)
+        if parts == 1:
+            loss, terms = module(batch, progress)
+            self.scaler.scale(loss).backward()
+            return loss, terms
         total, sums = batch.inputs.new_zeros((), dtype=torch.float32), {}
-        for number in range(parts):
-            part = batch if parts == 1 else batch.part(number, parts)
+        for number, share in enumerate(shares(global_size, parts)):
             with nullcontext() if number == parts - 1 else unsynchronised(module):
-                loss, terms = module(part, progress)
-                share = len(part.index) / len(batch.index)
-                self.scaler.scale(loss * share if parts > 1 else loss).backward()
+                loss, terms = module(batch.part(number, parts), progress)
+                self.scaler.scale(loss * share).backward()
             total = total + share * loss.detach()
             sums = {name: sums.get(name, 0) + share * value for name, value in terms.items()}
         return total, sums
@@ -230,9 +182,11 @@ class StageRun:
             # The same views in every stage: what the layers below made of them is kept.
             key, draws = derive(engine.seed, "views"), draws % stage.views
         batch = data.batch(self.rows[rows], stage.augmentation, key, draws, images=next(self.ahead))
-        if stage.perturb is not None:
-            batch = self.perturbed(stage.perturb, batch)
         progress = (state.epoch * order.steps + state.step) / (stage.epochs * order.steps)
+        if stage.perturb is not None:
+            plain = module if isinstance(module, StepModule) else module.module
+            assert isinstance(plain, StepModule)
+            batch = self.perturbed(stage.perturb, plain, batch, progress)
         lr = stage.lr * rate(stage.optimizer, progress, state.losses)
         if begins_anew(stage.optimizer, state.epoch * order.steps + state.step, stage.epochs * order.steps):
             self.optimizer.state.clear()
@@ -243,13 +197,15 @@ class StageRun:
             check_gradients(stage, self.trained)
             self.checked = True
         self.scaler.unscale_(self.optimizer)
-        value, parts = values_of(
-            loss,
-            terms,
-            self.trained,
-            self.scaler.is_enabled(),
-            lambda: f"{self.where()} step {state.step}, rows {listed_rows(stage.data.index[self.rows[every]])}",
-        )
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
+        with self.finite(every):
+            value, parts = values_of(
+                loss,
+                terms,
+                self.trained,
+                [*gradients, *self.objective.own_gradients()],
+                self.scaler.is_enabled(),
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -273,7 +229,9 @@ class StageRun:
             "epoch": state.epoch + 1,
             "loss": state.running[0] / max(state.running[1], 1),
         }
-        check_weights(self.weights(), f"{self.where()}")
+        self.synchronise()
+        with self.finite():
+            check_weights(self.weights())
         if stage.after_epoch is not None:
             self.run_hook(stage.after_epoch, "after epoch", state.epoch)
         if self.judge is not None:
@@ -295,7 +253,8 @@ class StageRun:
     def compare(self, judge: Judge) -> dict[str, Any]:
         """Score the weights of this moment, and keep them where they are the best; what to record."""
         self.synchronise()
-        loss, record = judge.score(self.where())
+        with self.finite():
+            loss, record = judge.score()
         state = self.progress
         state.losses.append(loss)
         if state.best is None or loss < state.best:
@@ -304,85 +263,3 @@ class StageRun:
         else:
             state.stale += 1
         return record
-
-    def weights(self) -> dict[str, Tensor]:
-        """Model and objective, detached but not copied."""
-        return {**collect("model", self.engine.model.state_dict()), **collect("objective", self.objective.state_dict())}
-
-    def synchronise(self) -> None:
-        """Give every process the buffers of rank 0; with batch-norm statistics of their own they decide differently."""
-        collective.broadcast_tensors([*self.engine.model.buffers(), *self.objective.buffers()])
-
-    def hook_context(self) -> Context:
-        """What a hook sees of this moment."""
-        return replace(self.context, epoch=self.progress.epoch)
-
-    def run_hook(self, hook: Hook, *moment: str | int) -> None:
-        """Run a hook on rank 0, and give every process what it wrote, new shapes included."""
-        self.synchronise()
-        self.engine.runtime.seed(derive(self.engine.seed, *moment[:1], self.number, *moment[1:]))
-        if collective.rank() == 0:
-            hook(self.hook_context())
-        for module in (self.engine.model, self.objective):
-            reshape(module, collective.broadcast_object({name: t.shape for name, t in module.state_dict().items()}))
-            collective.broadcast_tensors(module.state_dict().values())
-
-    def finish(self) -> None:
-        """Restore the best weights, run the hook on rank 0, broadcast, and write the stage's file."""
-        stage, engine = self.stage, self.engine
-        if self.best is not None:
-            restore(engine.model, pick("model", self.best), "the best epoch")
-            restore(self.objective, pick("objective", self.best), "the best epoch")
-        if stage.at_end is not None:
-            engine.model.eval()
-            self.run_hook(stage.at_end, "at end")
-        engine.history += self.progress.history
-        if engine.checkpoints is None or engine.log is None:
-            return
-        engine.log_offset = engine.log.flush(sync=True)
-        state = {"history": self.progress.history, "decisions": self.decisions, "log": engine.log_offset}
-        engine.checkpoints.finish(self.number, stage.name, Saved(self.weights(), state))
-
-    def save(self) -> None:
-        """Write a checkpoint of all that the next step depends on."""
-        engine, state = self.engine, self.progress
-        self.synchronise()
-        check_weights(self.weights(), self.where())
-        if engine.checkpoints is None or engine.log is None:
-            return
-        began = time.monotonic()
-        state.log = engine.log.flush(sync=True)
-        self.board.flush()
-        tensors = {
-            **self.weights(),
-            **collect("optimizer", optimizer_tensors(self.optimizer)),
-            **collect("best", self.best or {}),
-        }
-        saved = Saved(tensors, {**vars(state), "stage": self.stage.name, "scaler": self.scaler.state_dict()})
-        engine.checkpoints.save(self.number, state.epoch, state.step, saved)
-        self.saved_at = time.monotonic()
-        self.save_seconds = self.saved_at - began
-
-    def resume(self) -> bool:
-        """Go on from the newest complete checkpoint of this stage, if there is one."""
-        engine = self.engine
-        if engine.checkpoints is None or self.order is None:
-            return False
-        checkpoints = engine.checkpoints
-        saved, complaints = collective.of_first(lambda: checkpoints.latest(self.number))
-        for complaint in complaints:
-            engine.reporter.say(complaint)
-        if saved is None:
-            return False
-        state = copy.deepcopy(saved.state)
-        if state.pop("stage") != self.stage.name:
-            raise StorageError(
-                f"the checkpoint in {engine.checkpoints.partial} is of another recipe: choose another --out"
-            )
-        self.scaler.load_state_dict(state.pop("scaler"))
-        self.progress = Progress(**state)
-        restore(engine.model, pick("model", saved.tensors), "the checkpoint")
-        restore(self.objective, pick("objective", saved.tensors), "the checkpoint's objective")
-        restore_optimizer(self.optimizer, pick("optimizer", saved.tensors))
-        self.best = {name: t.to(engine.runtime.device) for name, t in pick("best", saved.tensors).items()} or None
-        return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch.nn.utils import get_total_norm
 from nestling import collective
 from nestling.data.batch import Batch
 from nestling.engine.runtime import Runtime
-from nestling.errors import DivergedError
 from nestling.methods.recipe import Stage
 from nestling.models.model import Model
 from nestling.objectives.terms import Objective
@@ -63,31 +62,30 @@ def check_gradients(stage: Stage, trained: dict[str, nn.Parameter]) -> None:
         )
 
 
+class NotFinite(Exception):
+    """What is not: the loss, or a weight by its name."""
+
+
 def values_of(
-    loss: Tensor,
-    terms: dict[str, Tensor],
-    trained: dict[str, nn.Parameter],
-    skips: bool,
-    where: Callable[[], str],
+    loss: Tensor, terms: dict[str, Tensor], trained: Mapping[str, Tensor], gradients: Sequence[Tensor], skips: bool
 ) -> tuple[float, dict[str, float]]:
-    """Loss and terms of the global batch as numbers. Raises DivergedError, saying ``where``, if they are not finite.
+    """Loss and terms of the global batch as numbers. Raises NotFinite.
 
     Norms of weights and gradients go along, the same on every process: on a GPU each read waits for it. ``skips``:
     a scaler leaves out a step whose gradient is not finite.
     """
-    gradients = [p.grad for p in trained.values() if p.grad is not None]
     norms = [get_total_norm(tensors).detach() for tensors in (list(trained.values()), gradients)]
     # Each process holds its share of the terms, so that their sum over processes is that of the global batch.
     stacked = torch.stack([*norms, loss.detach(), *terms.values()])
     weight, gradient, value, *parts = (collective.all_sum(stacked) / collective.world_size()).tolist()
-    if math.isfinite(weight) and math.isfinite(value) and (skips or math.isfinite(gradient)):
-        return value, dict(zip(terms, parts, strict=True))
-    what = "gradient" if math.isfinite(value) else "loss"
-    if not math.isfinite(weight):
-        what = f"weight {first_not_finite(trained)}"
-    raise DivergedError(
-        f"the {what} is not finite {where()}: lower optimizer.lr, or look at these rows; the last checkpoint is kept"
-    )
+    # A norm may overflow where none of its numbers does.
+    if not math.isfinite(weight) and (culprit := first_not_finite(trained)):
+        raise NotFinite(f"weight {culprit}")
+    if not math.isfinite(value):
+        raise NotFinite("loss")
+    if not (skips or math.isfinite(gradient)) and not all(torch.isfinite(g).all() for g in gradients):
+        raise NotFinite("gradient")
+    return value, dict(zip(terms, parts, strict=True))
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -95,21 +93,23 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
-def check_weights(tensors: dict[str, Tensor], where: str) -> None:
-    """Raise DivergedError where a tensor is not finite: it must neither be saved nor become the best."""
+def check_weights(tensors: Mapping[str, Tensor]) -> None:
+    """Raise NotFinite where a tensor is not: it must neither be saved nor become the best."""
     floating = {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
-    if not math.isfinite(get_total_norm(list(floating.values())).item()):
-        culprit = first_not_finite(floating)
-        # A norm may overflow where no weight does.
-        if culprit is not None:
-            raise DivergedError(
-                f"the weight {culprit} is not finite {where}: lower optimizer.lr; the last checkpoint is kept"
-            )
+    total = get_total_norm(list(floating.values())).item()
+    if not math.isfinite(total) and (culprit := first_not_finite(floating)):
+        raise NotFinite(f"weight {culprit}")
 
 
 def unsynchronised(module: nn.Module) -> AbstractContextManager[None]:
     """Gradients stay this process's own inside the block, and are averaged with those of a later backward."""
     return module.no_sync() if isinstance(module, nn.parallel.DistributedDataParallel) else nullcontext()
+
+
+def shares(global_size: int, parts: int) -> list[float]:
+    """Of a global batch, the share of rows that each micro-batch holds over all processes."""
+    own_sizes = [len(range(rank, global_size, collective.world_size())) for rank in range(collective.world_size())]
+    return [sum(len(range(number, size, parts)) for size in own_sizes) / global_size for number in range(parts)]
 
 
 def own(rows: np.ndarray) -> np.ndarray:

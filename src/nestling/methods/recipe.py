@@ -104,7 +104,7 @@ class Context:
 
 
 Hook = Callable[[Context], None]
-Perturb = Callable[[nn.Module, Objective, "Batch"], "Batch"]
+Perturb = Callable[[Callable[["Batch"], Tensor], "Batch"], "Batch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +136,15 @@ class Stage:
     views: int | None = None
     """So many augmentations of each row, fixed for the whole run; None for a new one at every draw."""
     micro_batch: int | None = None
-    """Rows, over all processes, that go through the network at once; their gradients add up to the batch's."""
+    """Rows, over all processes, that go through the network at once; their gradients add up to the batch's. Parts are
+    weighed by their rows: exact where every row has the labels that the objective reads."""
     select: Select | None = None
     """None keeps the last epoch."""
     patience: int | None = None
     """Stop after so many epochs without a better one."""
     perturb: Perturb | None = None
-    """Replaces the batch before the step: the second pass of example robustness. What the objective keeps of a batch
-    stays as it is meanwhile: terms and reducers are in evaluation mode."""
+    """``perturb(loss, batch)`` replaces the batch before the step: the second pass of example robustness.
+    ``loss(batch)`` is the step's own; what terms, reducers and batch norms keep of a batch stays as it is meanwhile."""
     after_step: Hook | None = None
     """Runs on every process, which must all do the same: a momentum encoder."""
     after_epoch: Hook | None = None

@@ -21,7 +21,7 @@ class _InPlaceReLU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         (output,) = context.saved_tensors
-        if torch._debug_has_internal_overlap(gradient) or not gradient.is_contiguous(memory_format=torch.channels_last):
+        if 0 in gradient.stride() or not gradient.is_contiguous(memory_format=torch.channels_last):
             return torch.ops.aten.threshold_backward(gradient, output, 0)
         return torch.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient)
 

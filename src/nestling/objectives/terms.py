@@ -36,10 +36,15 @@ class Term(nn.Module, ABC):
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         """Values and weights per row."""
 
+    def own_gradients(self) -> list[Tensor]:
+        """Those that ``step`` will apply: a run stops before, where one of them is not finite."""
+        return []
+
     def step(self, lr: float) -> None:
         """Move what the term keeps in buffers of its own; called after the optimiser's step, at its rate.
 
-        Gradients of all processes are gathered first, so that every process applies the same update.
+        Called for terms that took part in the step. Gradients of all processes are gathered first, so that every
+        process applies the same update.
         """
 
     def __add__(self, other: Term | Objective) -> Objective:
@@ -58,6 +63,8 @@ class Objective(nn.Module):
         if len(set(names)) < len(names):
             raise ValueError(f"the terms of an objective need different names, got {names}")
         self.weights = [weight for weight, _ in weighted]
+        self.active: list[Term] = []
+        """The terms that took part in the last forward pass; the others were switched off."""
         self.terms = nn.ModuleList(term for _, term in weighted)
 
     def weighted(self) -> list[tuple[Weight, Term]]:
@@ -65,32 +72,49 @@ class Objective(nn.Module):
         return list(zip(self.weights, self.terms, strict=True))  # type: ignore[arg-type]
 
     def step(self, lr: float) -> None:
-        """Let the terms that have rows of their own move them."""
-        for _, term in self.weighted():
+        """Let the active terms that have rows of their own move them."""
+        for term in self.active:
             term.step(lr)
+
+    def own_gradients(self) -> list[Tensor]:
+        """Of the active terms."""
+        return [gradient for term in self.active for gradient in term.own_gradients()]
+
+    def adds_up(self) -> bool:
+        """Whether its gradients over parts of a batch add up: no term or reducer keeps anything of a batch."""
+        plain = all(type(term).step is Term.step for _, term in self.weighted())
+        return plain and not any(True for _, term in self.weighted() for _ in term.reducer.buffers())
 
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective(self.weighted() + (other if isinstance(other, Objective) else 1.0 * other).weighted())
 
-    def __rmul__(self, factor: float) -> Objective:
+    def __rmul__(self, factor: Weight) -> Objective:
         return Objective([(_scaled(weight, factor), term) for weight, term in self.weighted()])
 
     def forward(self, outputs: Outputs, batch: Batch, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
         total, values = batch.inputs.new_zeros((), dtype=torch.float32), {}
+        self.active = []
         for weight, term in self.weighted():
-            factor = weight(progress) if callable(weight) else weight
+            factor = _at(weight, progress)
             if factor == 0:
                 # Its own weights wait for it to be switched on: their gradient is 0, not missing.
                 total = total + 0.0 * sum(p.sum() for p in term.parameters() if p.requires_grad)
                 continue
+            self.active.append(term)
             value = term.reducer(*term(outputs, batch), batch)
             values[term.name] = value.detach()
             total = total + factor * value
         return total, values
 
 
-def _scaled(weight: Weight, factor: float) -> Weight:
-    return (lambda progress: factor * weight(progress)) if callable(weight) else factor * weight
+def _scaled(weight: Weight, factor: Weight) -> Weight:
+    if not callable(weight) and not callable(factor):
+        return factor * weight
+    return lambda progress: _at(factor, progress) * _at(weight, progress)
+
+
+def _at(weight: Weight, progress: float) -> float:
+    return weight(progress) if callable(weight) else weight
 
 
 class CrossEntropy(Term):
