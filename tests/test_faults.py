@@ -146,7 +146,12 @@ def check(
         quick(fault.recipe(norm), data, out, precision=precision)
     assert error.value.exit_code == 4
     said = str(error.value)
-    assert "\n" not in said and "is not finite" in said and "stage only epoch" in said and ("checkpoint is kept" in said or "no checkpoint was written" in said)
+    assert (
+        "\n" not in said
+        and "is not finite" in said
+        and "stage only epoch" in said
+        and ("checkpoint is kept" in said or "no checkpoint was written" in said)
+    )
     if kind == "metric":
         assert said.startswith("the score is not finite")
         assert re.search(rf"stage only epoch ({epoch}|{epoch + 1})\b", said), said

@@ -1,4 +1,4 @@
-"""What ``test_engine`` runs on two processes, and on one to compare with: ``two_processes.py MEETING_FILE OUT``."""
+"""What ``test_shapes`` runs on two processes, and on one to compare with: ``two_processes.py MEETING_FILE OUT``."""
 
 from __future__ import annotations
 
