@@ -131,8 +131,11 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return result
 
 
-def field_help(kind: type) -> list[tuple[str, str, Any, str]]:
-    """For every field of a settings class, groups opened: dotted name, type in words, default, and its docstring."""
+def field_help(kind: type, of: Any = None) -> list[tuple[str, str, Any, str]]:
+    """For every field of a settings class, groups opened: dotted name, type in words, default, and its docstring.
+
+    ``of``: settings of that class whose values are the defaults, where a group's own are changed by who holds it.
+    """
     docs: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if is_dataclass(base):
@@ -140,8 +143,10 @@ def field_help(kind: type) -> list[tuple[str, str, Any, str]]:
     types_of, rows = typing.get_type_hints(kind), []
     for f in fields(kind):
         default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if of is not None:
+            default = getattr(of, f.name)
         if is_dataclass(types_of[f.name]):
-            rows += [(f"{f.name}.{name}", *rest) for name, *rest in field_help(types_of[f.name])]
+            rows += [(f"{f.name}.{name}", *rest) for name, *rest in field_help(types_of[f.name], default)]
         else:
             rows.append((f.name, describe(types_of[f.name]), default, docs.get(f.name, "")))
     return rows
