@@ -1,6 +1,6 @@
 """How fast we are, beside what there is to compare with: ``python benchmarks/bench.py [--rows loop,help]``.
 
-Every row measures both sides in turns, in short bursts, and takes the median of the pairs: a neighbour who takes the
+Rows with two sides measure both in turns, in short bursts, and take the median of the pairs: a neighbour who takes the
 cores for a while takes them from both. Prints a line for each row and writes results/bench.json. About five minutes.
 """
 
@@ -65,8 +65,8 @@ def augmentation(folder: Path, size: Size) -> Row:
     in_turns(ours, lambda: bare.run(size.burst), 1)
     times = in_turns(ours, lambda: bare.run(size.burst), size.rounds, size.most)
     text = "crop and mirror over the training of that network"
-    made_, used = ([count * size.batch / s for s in t] for count, t in zip((repeated, size.burst), times))
-    return Row(name="augment", text=text, unit="images/s", ours=made_, theirs=used, target=20)
+    augmented, trained = ([count * size.batch / s for s in t] for count, t in zip((repeated, size.burst), times))
+    return Row(name="augment", text=text, unit="images/s", ours=augmented, theirs=trained, target=20)
 
 
 def saving(folder: Path, size: Size) -> Row:

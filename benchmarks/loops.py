@@ -39,6 +39,7 @@ class Size:
     burst: int = 2
     """Steps that a loop takes at a time."""
     rounds: int = 100
+    """An even number."""
     most: float = 75.0
     """Seconds after which a row makes do with the rounds it has: on a crowded machine a step takes ten times longer."""
     starts: int = 5
@@ -120,8 +121,9 @@ class Enough(Exception):
 def beside(folder: Path, data: LabelledData, size: Size, **plain: Any) -> tuple[list[float], list[float]]:
     """Images/s of our loop and of one by hand, burst by burst, for each round.
 
-    Ours is ``fit`` itself, log and all. Its hook after a step lets the other loop take as many steps as ours just did,
-    on a copy of the same network. ``plain``: precision and channels_last of the loop by hand; by default ours.
+    Ours is ``fit`` itself, log and all. Its hook after a step lets the other loop take as many steps, on a copy of the
+    same network; each side is the first in every other round. ``plain``: precision and channels_last of the loop by
+    hand; by default ours.
     """
     precision = Runtime.choose("cpu").precision
     found: tuple[list[float], list[float]] = ([], [])
@@ -136,14 +138,15 @@ def beside(folder: Path, data: LabelledData, size: Size, **plain: Any) -> tuple[
         elif taken % size.burst:
             return
         else:
-            ended = time.perf_counter()
-            other[0].run(size.burst)
+            ended, number = time.perf_counter(), taken // size.burst
+            # Ours, theirs, theirs, ours: theirs of this round and of the next, or those that were measured already.
+            theirs = [seconds(lambda: other[0].run(size.burst)) for _ in range(2 * (number % 2))]
             # The first bursts of both warm up.
-            if taken > 2 * size.burst:
+            if number > 2:
                 images = size.burst * size.batch
                 found[0].append(images / (ended - began))
-                found[1].append(images / (time.perf_counter() - ended))
-                if time.perf_counter() - first > size.most:
+                found[1].extend(images / s for s in theirs)
+                if number % 2 == 0 and time.perf_counter() - first > size.most:
                     raise Enough
         began = time.perf_counter()
 

@@ -98,7 +98,9 @@ def beside(setting: Setting) -> dict[str, dict[str, Any]]:
     found = {}
     for way in WAYS:
         command = [sys.executable, str(Path(__file__)), way, json.dumps(vars(setting))]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "KINETO_LOG_LEVEL": "99"})
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, "KINETO_LOG_LEVEL": "99"}
+        )
         found[way] = json.loads(done.stdout)
     return found
 

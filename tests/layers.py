@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nestling.data.dataset import LabelledData
+from nestling.engine import room
 from nestling.engine.fit import Run, cut_rows
 from nestling.engine.stage import StageRun
 from nestling.methods import Layerwise, Optimizer
@@ -22,6 +25,10 @@ SGD = Optimizer(name="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine")
 
 SMALL: dict[str, Any] = {"k": 2, "width": 4, "aux_width": 5, "num_blocks": 3, "downsample_at": (1,)}
 """A network: 4, 8 and 8 channels, the second map halved."""
+
+
+VIEWS: dict[str, Any] = {"augmentation": "affine", "views": 3, "steps_per_epoch": 16}
+"""Four passes over the 192 rows, so that every view comes and the first one again."""
 
 
 def recipe(**fields: Any) -> Layerwise:
@@ -105,3 +112,9 @@ def by_hand(model: LayerwiseModel, images: Tensor, layer: int) -> Tensor:
     height, width = x.shape[2] // 2, x.shape[3] // 2
     quarters = [x[:, :, a : a + height, b : b + width].mean((2, 3)) for a in (0, height) for b in (0, width)]
     return torch.stack(quarters, dim=2).flatten(1) @ head.linear.weight.T + head.linear.bias  # type: ignore[union-attr,operator]
+
+
+def full(monkeypatch: pytest.MonkeyPatch, disk: int) -> None:
+    """No memory is free, and so many bytes on the disk."""
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(free=disk))

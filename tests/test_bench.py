@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,21 @@ def test_an_unknown_row_is_refused(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "Did you mean 'help'?" in done.stderr
     assert not (tmp_path / "bench.json").exists()
+
+
+def test_each_loop_is_the_first_in_every_other_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import loops
+
+    order: list[str] = []
+    by_hand, ours = loops.Bare.run, loops.StageRun.step
+    monkeypatch.setattr(loops.Bare, "run", lambda bare, steps: (order.append("b" * steps), by_hand(bare, steps)))
+    monkeypatch.setattr(loops.StageRun, "step", lambda run, *given: (order.append("o"), ours(run, *given)))
+    size = replace(loops.TINY, rounds=4)
+    found = loops.beside(tmp_path / "run", loops.made(size), size)
+    # A pair of bursts warms up.
+    assert "".join(order) == 3 * "oobbbboo"
+    assert [len(side) for side in found] == [4, 4] and min(*found[0], *found[1]) > 0
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ import torch
 
 from nestling import cli
 from nestling.commands import train
-from nestling.files import RunLock
-from running import FOUR, QUICK, everything, nestling, picture, refuse, succeed, table, tree
+from nestling.errors import LostError
+from nestling.lock import RunLock
+from running import FOUR, QUICK, Done, everything, nestling, picture, refuse, succeed, table, tree
 
 DIGITS = ("train", "digits", "--out", "run")
 
@@ -374,6 +375,32 @@ def test_a_busy_folder(here: Path) -> None:
     with RunLock(here / "run"):
         refuse(6, ["run", f"process {os.getpid()}", "another --out"], *DIGITS, *QUICK)
     assert everything(here) == []
+
+
+def test_a_rank_without_others_is_a_process_by_itself(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a shell that some other launcher left a RANK in: it locks, writes and says what every training does."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with RunLock(here / "run"):
+        refuse(6, [f"process {os.getpid()}"], *DIGITS, *QUICK)
+    done = succeed(*DIGITS, *QUICK)
+    assert done.out and "stage fine:" in done.err
+    assert (here / "run" / "recipe.toml").exists()
+
+
+def test_what_all_processes_meet_is_said_by_the_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    wrong = ("train", "digit", "--dry-run", "--seed", "-1")
+    monkeypatch.setenv("RANK", "0")
+    refuse(2, ["seed"], *wrong)
+    monkeypatch.setenv("RANK", "1")
+    assert nestling(*wrong) == Done(2, "", "")
+
+    def lost(_: object) -> int:
+        raise LostError("rank 1 has lost another process of this run")
+
+    monkeypatch.setattr("nestling.commands.train.train", lost)
+    refuse(1, ["rank 1 has lost another process"], *wrong)
 
 
 def test_data_that_changed_since_the_run_began(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,10 +227,11 @@ def test_the_verdict_names_every_baseline_and_what_the_intervals_are() -> None:
     assert "nested beats flat in fine accuracy (+1.0 points [+0.1, +2.0])." in said
     assert "nested loses to end-to-end in fine accuracy (-1.0 points [-2.0, -0.1])." in said
     assert "90.0" not in said and "calibration" not in said and "Points are percentage points" in said
-    assert said.endswith("paired 95 % intervals over seeds and test rows, 3 seeds.")
-    assert verdict("nested", given, "fine", 2).endswith("intervals over test rows, 2 seeds.")
+    number = " Comparisons made: 3; where methods do not differ at all, about one in twenty would look clear by chance."
+    assert said.endswith("paired 95 % intervals over seeds and test rows, 3 seeds." + number)
+    assert verdict("nested", given, "fine", 2).endswith("intervals over test rows, 2 seeds." + number)
     one = verdict("nested", given, "fine", 1)
-    assert one.endswith("intervals over test rows, 1 seed, which says nothing of how seeds differ.")
+    assert one.endswith("intervals over test rows, 1 seed, which says nothing of how seeds differ." + number)
 
 
 def test_the_verdict_tells_of_clear_differences_elsewhere() -> None:

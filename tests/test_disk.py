@@ -28,7 +28,8 @@ from nestling.commands.finish import Finish
 from nestling.engine.checkpoint import Checkpoints
 from nestling.engine.runfolder import RunFolder
 from nestling.errors import StorageError
-from nestling.files import RunLock, read_lines
+from nestling.files import read_lines
+from nestling.lock import RunLock
 from running import QUICK, complaint, leftovers, nestling, same, succeed
 from small import Watch, checkpoint_every_epoch
 

@@ -11,14 +11,17 @@ import torch
 from torch import nn
 
 from nestling.data.dataset import LabelledData
-from nestling.engine.estimate import Saved, estimate
+from nestling.engine.count import Saved
+from nestling.engine.estimate import estimate
 from nestling.engine.fit import cut_rows
 from nestling.engine.plan import plan
 from nestling.engine.runtime import Runtime
+from nestling.files import TEMPORARY
+from nestling.lock import RunLock
 from nestling.methods.recipe import Recipe, Stage
 from nestling.models.model import Model
 from nestling.objectives.terms import CrossEntropy
-from running import QUICK, everything, refuse, succeed
+from running import QUICK, Done, everything, refuse, succeed
 from small import BACKBONE, RECIPES, partly_labelled, recipe_of, small_model
 
 CPU = Runtime.choose("cpu", "fp32")
@@ -64,7 +67,9 @@ def test_what_training_refuses_a_dry_run_refuses(here: Path) -> None:
 
 
 def test_a_run_that_was_begun_is_left_as_it_is(here: Path) -> None:
+    """To its last leftover, and it is said whether it is finished."""
     succeed("train", "digits", *QUICK, "--out", "run")
+    (here / "run" / f"{TEMPORARY}left").write_text("by a kill")
 
     def written() -> dict[Path, int]:
         # The lock's file names whoever held it last.
@@ -72,9 +77,24 @@ def test_a_run_that_was_begun_is_left_as_it_is(here: Path) -> None:
 
     before = written()
     done = succeed("train", "digits", *QUICK, "--out", "run", "--dry-run")
-    assert "holds a run of these settings" in done.err
+    assert "run holds a run of these settings, which is finished; this is the whole of it" in done.err
+    assert written() == before
+    (here / "run" / "report.html").unlink()
+    before = written()
+    done = succeed("train", "digits", *QUICK, "--out", "run", "--dry-run")
+    assert "run holds a run of these settings, which a training goes on with; this is the whole of it" in done.err
     assert written() == before
     refuse(2, ["seed"], "train", "digits", *QUICK, "--seed", "1", "--out", "run", "--dry-run")
+
+
+def test_of_several_processes_one_answers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others leave even the lock to it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with RunLock("run"):
+        assert succeed("train", "digits", *QUICK, "--out", "run", "--dry-run") == Done(0, "", "")
+    monkeypatch.setenv("RANK", "0")
+    assert "memory, estimated: " in succeed("train", "digits", *QUICK, "--out", "run", "--dry-run").out
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from layers import layers, layers_of, recipe, train
+from layers import VIEWS, full, layers, layers_of, recipe, train
 from nestling.data.dataset import LabelledData
 from nestling.data.loader import DeviceData
 from nestling.data.transforms import Augmentation, Preprocessing
-from nestling.engine import features
-from nestling.engine.features import Features, NoRoom
+from nestling.engine import features, room
+from nestling.engine.features import Features
+from nestling.engine.predict import predict
+from nestling.engine.room import NoRoom
 from nestling.engine.runtime import Runtime
 from nestling.engine.stage import StageRun
+from nestling.errors import Interrupted
 from nestling.models.layerwise import LayerwiseModel
+from small import Crash, assert_same_weights
 
 AFFINE = Augmentation.parse("affine", (1, 8, 8))
 
@@ -36,14 +39,9 @@ def model(toy_data: LabelledData) -> LayerwiseModel:
     return layers(toy_data)
 
 
-def kept(rows: DeviceData, modules: Any, **options: Any) -> Features:
-    return Features(rows, list(modules), Runtime.choose("cpu", "fp32"), **options)
-
-
-def full(monkeypatch: pytest.MonkeyPatch, disk: int) -> None:
-    """No memory is free, and so many bytes on the disk."""
-    monkeypatch.setattr(features, "free_memory", lambda: 0)
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=disk))
+def kept(data: DeviceData, modules: Any, numbers: Any = None, **options: Any) -> Features:
+    numbers = np.arange(len(data)) if numbers is None else np.array(numbers)
+    return Features(data, numbers, list(modules), Runtime.choose("cpu", "fp32"), **options)
 
 
 # Maps ----------------------------------------------------------------------------------------------------------------
@@ -128,8 +126,6 @@ def test_no_room(rows: DeviceData, model: LayerwiseModel, tmp_path: Path, monkey
 # Training on them ----------------------------------------------------------------------------------------------------
 
 PRUNED = {"prune_to": 0.5, "prune_epochs": 1}
-VIEWS = {"augmentation": "affine", "views": 3, "steps_per_epoch": 16}
-"""Four passes over the 192 rows, so that every view comes and the first one again."""
 
 
 def assert_close(one: nn.Module, other: nn.Module) -> None:
@@ -210,7 +206,7 @@ def test_new_augmentations_are_not_kept(toy_data: LabelledData, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("disk", "says"), [(10**9, "on disk, more than half of the free memory"), (1000, "features are not kept: 1 MiB")]
+    ("disk", "says"), [(10**9, "on disk, more than half of the free memory"), (1000, ": not kept (1 MiB")]
 )
 def test_training_where_memory_is_short(
     disk: int,
@@ -222,10 +218,86 @@ def test_training_where_memory_is_short(
 ) -> None:
     """On disk, or else as without kept maps; it is said, and nothing is left behind."""
     expected = layers_of(train(recipe(**VIEWS), toy_data))
-    original = features.shutil.disk_usage
+    original = room.shutil.disk_usage
     full(monkeypatch, disk)
     run = train(recipe(**VIEWS), toy_data, tmp_path / "run", verbose=True)
-    monkeypatch.setattr(features.shutil, "disk_usage", original)
+    monkeypatch.setattr(room.shutil, "disk_usage", original)
     assert capsys.readouterr().err.count(says) == 2, "of layers 2 and 3"
     assert_close(layers_of(run), expected)
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".nestling-tmp")]
+
+
+def test_other_maps_do_not_serve_it(rows: DeviceData, model: LayerwiseModel) -> None:
+    """The risk is that of pictures without augmentation."""
+    assert kept(rows, model.blocks[:1]).plain and kept(rows, model.blocks[:1], augmentation=Augmentation()).plain
+    assert not kept(rows, model.blocks[:1], views=2).plain
+    assert not kept(rows, model.blocks[:1], augmentation=AFFINE).plain
+
+
+# Whose rows -----------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_rows_asked_for(rows: DeviceData, model: LayerwiseModel) -> None:
+    seen = Counter[str]()
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.update(rows=len(output)))
+    some = kept(rows, model.blocks[:1], [200, 3, 7], views=2, augmentation=AFFINE, key=5)
+    assert seen["rows"] == 6 and len(some) == 3
+    chosen, draws = np.array([7, 200, 3, 7]), np.array([0, 1, 3, 1])
+    every = kept(rows, model.blocks[:1], views=2, augmentation=AFFINE, key=5)
+    found, expected = (maps.batch(chosen, None, 0, draws) for maps in (some, every))
+    assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.index, expected.index)
+    # Of other rows nothing can be taken over.
+    options = {"views": 2, "augmentation": AFFINE, "key": 5}
+    others = kept(rows, model.blocks[:2], [7, 8, 200], before=some, **options)
+    assert torch.equal(others.maps, kept(rows, model.blocks[:2], [7, 8, 200], **options).maps)
+
+
+def test_a_stage_computes_its_rows_alone(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without any label are not trained on."""
+    work = Work(monkeypatch)
+    train(recipe(num_blocks=2), toy_data.keep({"coarse": 0.5, "middle": 0.0, "fine": 0.0}, seed=0))
+    assert list(work.before) == [("layer-2", 1)] and 90 <= work.before["layer-2", 1] <= 102
+
+
+# A signal meanwhile ---------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_while_maps_are_computed(
+    toy_data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "AT_ONCE", 50)
+    expected = layers_of(train(recipe(**VIEWS), toy_data))
+    computed: list[int] = []
+    original = Features.compute
+
+    def compute(self: Features, slots: np.ndarray, *arguments: Any) -> torch.Tensor:
+        computed.append(len(slots))
+        return original(self, slots, *arguments)
+
+    monkeypatch.setattr(Features, "compute", compute)
+    monkeypatch.setattr("nestling.interrupt.received", lambda: 15 if len(computed) == 2 else None)
+    with pytest.raises(Interrupted, match="while the features of stage layer-2 are computed"):
+        train(recipe(**VIEWS), toy_data, tmp_path / "run")
+    assert computed == [50, 50]
+    monkeypatch.setattr("nestling.interrupt.received", lambda: None)
+    assert_same_weights(layers_of(train(recipe(**VIEWS), toy_data, tmp_path / "run")), expected)
+
+
+def test_a_signal_while_rows_are_predicted(rows: DeviceData, model: LayerwiseModel) -> None:
+    """Of some rows, in batches; the modes of the model are left as they were."""
+    model.train()
+    calls = []
+
+    def obey() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Crash
+
+    numbers, runtime = np.arange(100, 0, -1), Runtime.choose("cpu", "fp32")
+    with pytest.raises(Crash):
+        predict(model, rows, runtime, batch_size=10, rows=numbers, obey=obey)
+    assert len(calls) == 3 and all(module.training for module in model.modules())
+    found, labels = predict(model, rows, runtime, rows=numbers)
+    expected, every = predict(model, rows, runtime)
+    assert torch.equal(labels, every[numbers])
+    torch.testing.assert_close(found.logits["layer-3"], expected.logits["layer-3"][numbers])

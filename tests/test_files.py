@@ -21,7 +21,6 @@ from nestling.errors import BusyError, StorageError
 from nestling.files import (
     TEMPORARY,
     Appender,
-    RunLock,
     atomic_write,
     read_lines,
     remove_leftovers,
@@ -30,6 +29,7 @@ from nestling.files import (
     write_json,
     write_text,
 )
+from nestling.lock import RunLock
 from running import leftovers
 
 
@@ -158,7 +158,8 @@ def test_what_the_system_refuses_is_one_line_with_a_remedy(tmp_path: Path) -> No
 FORBIDDEN = """
     import os, sys
     from nestling.errors import StorageError
-    from nestling.files import Appender, RunLock, write_folder, write_text
+    from nestling.files import Appender, write_folder, write_text
+    from nestling.lock import RunLock
 
     if os.geteuid() == 0:
         os.setuid(65534)
@@ -365,7 +366,7 @@ def test_a_log_has_no_nan(tmp_path: Path) -> None:
 
 HOLDER = """
     import os, sys, time
-    from nestling.files import RunLock
+    from nestling.lock import RunLock
     with RunLock(sys.argv[1]):
         forked = len(sys.argv) > 2
         if not forked or os.fork() == 0:
@@ -413,7 +414,7 @@ def test_a_second_holder_is_told_of_the_first(tmp_path: Path) -> None:
             pass
 
 
-def test_the_name_of_a_killed_holder_is_not_given(tmp_path: Path) -> None:
+def test_the_name_of_a_killed_holder_is_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new holder writes its name down a moment after it has the lock; whoever comes between waits for it."""
     with holder(tmp_path / "run") as killed:
         killed.kill()
@@ -430,6 +431,7 @@ def test_the_name_of_a_killed_holder_is_not_given(tmp_path: Path) -> None:
                 RunLock(tmp_path / "run").__enter__()
             late.join()
         # One that never writes it is not waited for without end.
+        monkeypatch.setattr("nestling.lock.WAIT", 0.2)
         (tmp_path / "run" / "run.lock").write_text("")
         with pytest.raises(BusyError, match="held by another process"):
             RunLock(tmp_path / "run").__enter__()
@@ -459,7 +461,7 @@ def test_a_forked_child_does_not_release_its_parents_lock(tmp_path: Path) -> Non
             """
             import os, sys
             from nestling.errors import BusyError
-            from nestling.files import RunLock
+            from nestling.lock import RunLock
             with RunLock(sys.argv[1] + "-other") as lock:
                 child = os.fork()
                 if child == 0:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from killing import (
     in_the_end,
     in_training,
     phase,
+    wait_until,
 )
 from running import metrics, refuse, same, spawn, succeed
 from small import Watch
@@ -39,6 +39,14 @@ demo.recipes = lambda: {name: replace(recipe, epochs=2, steps_per_epoch=60) for 
 """
 
 
+@pytest.fixture
+def generator(record_property: Any) -> random.Random:
+    """Of random moments, whose seed is recorded."""
+    seed = random.randrange(10**6)
+    record_property("seed", seed)
+    return random.Random(seed)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Step]]:
     """The run that nobody disturbed, in this process, and its steps."""
@@ -50,7 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[St
 
 
 def test_killed_three_times_and_stopped_four_times(
-    tmp_path: Path, undisturbed: tuple[Path, list[Step]], record_property: Any
+    tmp_path: Path, undisturbed: tuple[Path, list[Step]], generator: random.Random, record_property: Any
 ) -> None:
     """One run: killed, Ctrl-C and SIGTERM, each in training and in what follows it."""
     run, (whole, order) = tmp_path / "run", undisturbed
@@ -70,7 +78,7 @@ def test_killed_three_times_and_stopped_four_times(
         (in_the_end, signal.SIGTERM),
         (in_the_end, signal.SIGINT),
     ):
-        process = go_on(tmp_path, order, lambda process, moment=moment: moment(process, random.Random()), number)
+        process = go_on(tmp_path, order, lambda process, moment=moment: moment(process, generator), number)
         assert process.reached
         assert phase(process) == ("evaluation and report" if moment is in_the_end else "training")
         seconds[number.name].append(round(process.seconds, 2))
@@ -111,9 +119,7 @@ def test_twenty_at_random_moments(
 def test_stopped_before_there_is_anything_to_save(tmp_path: Path) -> None:
     """The run folder is locked before torch is imported, which takes seconds."""
     process = spawn(*TRAIN, "--out", tmp_path / "run")
-    while not (tmp_path / "run" / "run.lock").exists():
-        assert process.poll() is None
-        time.sleep(0.002)
+    wait_until(lambda: process.poll() is not None or (tmp_path / "run" / "run.lock").exists(), 0.002)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=LIMIT) == ("", "nestling: stopped by SIGINT\n")
     assert process.returncode == 130
@@ -175,10 +181,10 @@ BASELINES = (
 
 
 @pytest.mark.long
-def test_baselines_are_killed_too(tmp_path: Path) -> None:
+def test_baselines_are_killed_too(tmp_path: Path, generator: random.Random) -> None:
     succeed(*BASELINES, "--out", tmp_path / "unbroken")
     process = Process(tmp_path, *BASELINES)
-    assert process.wait_for(process.exists("methods/end-to-end-*/recipe.toml"), random.uniform(0, 0.3))
+    assert process.wait_for(process.exists("methods/end-to-end-*/recipe.toml"), generator.uniform(0, 0.3))
     process.end(signal.SIGKILL)
     done = succeed(*BASELINES, "--out", tmp_path / "run")
     same(tmp_path / "run", tmp_path / "unbroken")
@@ -189,7 +195,7 @@ def test_baselines_are_killed_too(tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_demo_is_broken_off(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_demo_is_broken_off(number: signal.Signals, tmp_path: Path, generator: random.Random) -> None:
     """Its trainings are processes of their own, and must not outlive it."""
     arguments = ("demo", "--seeds", 1)
     (tmp_path / "a").mkdir()
@@ -197,7 +203,7 @@ def test_a_demo_is_broken_off(number: signal.Signals, tmp_path: Path) -> None:
     code, _, err = Process(tmp_path / "a", *arguments, before=DEMO).end()
     assert code == 0, err
     process = Process(tmp_path / "b", *arguments, before=DEMO)
-    assert process.wait_for(process.exists("seeds/0/*/metrics.jsonl"), random.uniform(0, 0.5))
+    assert process.wait_for(process.exists("seeds/0/*/metrics.jsonl"), generator.uniform(0, 0.5))
     code, _, err = process.end(number)
     assert code == (-number if number == signal.SIGKILL else 128 + number), err
     assert "Traceback" not in err

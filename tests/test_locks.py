@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from killing import LIMIT, TRAIN
-from nestling.files import RunLock
+from killing import LIMIT, TRAIN, wait_until
+from nestling.lock import RunLock
 from running import same, succeed
 
 NUMBER = 16
@@ -109,10 +109,8 @@ def test_sixteen_trainings(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for kill in (True, False):
         with contenders(COMMAND, [*TRAIN, "--out", run]) as processes:
-            refused = 0
-            while refused < NUMBER - 1:
-                refused = sum(process.poll() == 6 for process in processes)
-                assert all(process.poll() in (None, 6) for process in processes)
+            wait_until(lambda: sum(process.poll() is not None for process in processes) >= NUMBER - 1)
+            assert {process.poll() for process in processes} == {None, 6}
             (holder,) = (process for process in processes if process.poll() is None)
             for process in processes:
                 if process is not holder:
@@ -120,9 +118,8 @@ def test_sixteen_trainings(tmp_path: Path) -> None:
                     assert re.fullmatch(
                         rf"nestling: the run folder .* is held by process {holder.pid} on .*\n", process.stderr.read()
                     )
-            while kill and not list(run.glob("stages/00-*")):
-                assert holder.poll() is None
             if kill:
+                wait_until(lambda holder=holder: list(run.glob("stages/00-*")) or holder.poll() is not None)
                 holder.kill()
             out, err = holder.communicate(timeout=LIMIT)
             assert (holder.returncode, out) == ((-9, "") if kill else (0, f"{run}\n")), err

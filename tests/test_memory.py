@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from nestling.commands import memory
 from nestling.commands.memory import Plan, choose_plan, halved, parse_memory, variants
 from nestling.data.dataset import LabelledData
-from nestling.engine.estimate import allocated
+from nestling.engine.count import allocated
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
 from nestling.methods import Layerwise
@@ -49,8 +52,60 @@ def test_impossible_sizes(text: str) -> None:
 
 def test_candidates_ask_for_less_and_less() -> None:
     assert list(halved(8)) == [8, 4, 2, 1] and list(halved(5)) == [5, 3, 2, 1] and list(halved(1)) == [1]
-    found = [(v.micro_batch, v.recompute) for v in variants(RECIPE, 64)]
+    found = [(v.micro_batch, v.recompute) for v in variants(RECIPE, 64, keeps=False)]
     assert found == [(None, False), (None, True), (32, False), (32, True), (16, False), (16, True)]
+    kept = [(v.micro_batch, v.recompute, v.keep_features) for v in variants(RECIPE, 32, keeps=True)]
+    ways = [(recompute, keeps) for recompute in (False, True) for keeps in (True, False)]
+    assert kept == [(rows, *way) for rows in (None, 16) for way in ways]
+
+
+class Need:
+    """Stands for the measuring: bytes by the candidate."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, need: Callable[[Layerwise], int]) -> None:
+        self.asked: list[Layerwise] = []
+
+        def measured(recipe: Layerwise, *more: object) -> Plan:
+            self.asked.append(recipe)
+            return Plan(recipe, need(recipe), 1.0 + recipe.recompute + (not recipe.keep_features))
+
+        monkeypatch.setattr(memory, "measured", measured)
+
+
+def choose(data: LabelledData, budget: int) -> Layerwise:
+    """The recipe chosen."""
+
+    def build() -> nn.Module:
+        return build_model(data.taxonomy, data.image_shape, "auto", "layerwise", RECIPE.network())
+
+    return choose_plan(RECIPE, build, data, data, Runtime.choose("cpu", "fp32"), budget)[0]  # type: ignore[arg-type]
+
+
+def test_kept_features_are_given_up_before_layers(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take memory that no smaller batch gives back; without them a step takes longer."""
+
+    def need(recipe: Layerwise) -> int:
+        return 100 * recipe.together + 300 * (recipe.keep_features and recipe.together < 4)
+
+    need_of = Need(monkeypatch, need)
+    recipe = choose(toy_data, 250)
+    assert (recipe.together, recipe.keep_features) == (2, False)
+    # With all layers at once there is nothing to keep.
+    assert all(r.keep_features for r in need_of.asked if r.together == 4)
+    assert choose(toy_data, 500).together == 4 and choose(toy_data, 500).keep_features
+
+
+def test_the_first_process_chooses(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process measured on its machine counts for nothing, and none asks for a candidate more."""
+    said: list[Any] = []
+    monkeypatch.setattr(memory.collective, "broadcast_object", lambda value: said.append(value) or value)
+    first = Need(monkeypatch, lambda recipe: 100 * recipe.together)
+    recipe = choose(toy_data, 250)
+    answers = iter(said)
+    monkeypatch.setattr(memory.collective, "broadcast_object", lambda value: next(answers))
+    other = Need(monkeypatch, lambda recipe: 1)
+    assert choose(toy_data, 250) == recipe and recipe.together == 2
+    assert other.asked == first.asked and next(answers, None) is None
 
 
 def test_allocated_is_the_peak() -> None:
@@ -110,7 +165,7 @@ def test_a_run_keeps_its_plan(tmp_path: Path) -> None:
     assert "within 2MB: " in done.err
     settings = tomllib.loads((run / "recipe.toml").read_text())
     assert settings["given"]["memory"] == "2MB"
-    assert {"together", "micro_batch", "recompute"} <= settings["derived"].keys()
+    assert {"together", "micro_batch", "recompute", "keep_features"} <= settings["derived"].keys()
     assert json.loads((run / "metrics.json").read_text())["method"] == "layerwise"
     planned = succeed(*TRAIN, "--memory", "2MB", "--dry-run", "--out", tmp_path / "other")
     assert "within 2MB: " in planned.err and not (tmp_path / "other").exists()

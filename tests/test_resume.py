@@ -19,7 +19,8 @@ from nestling.engine import runtime
 from nestling.engine.fit import Run, fit
 from nestling.engine.stage import LOG_EVERY, StageRun
 from nestling.errors import BusyError, DataError, Interrupted, StorageError, UsageError
-from nestling.files import RunLock, read_lines
+from nestling.files import read_lines
+from nestling.lock import RunLock
 from nestling.methods.baselines import EndToEnd
 from nestling.methods.recipe import Context, Optimizer, Recipe, Select, Stage
 from nestling.models.build import build_model
@@ -269,10 +270,33 @@ def test_without_a_sound_checkpoint_the_stage_begins_anew(
         train("nested", data, tmp_path / "run")
     for folder in (tmp_path / "run" / "checkpoints").iterdir():
         damage(folder, "tensors flipped")
+    # Its new checkpoints sort before the damaged ones, and are kept nevertheless.
+    watch.stop_at = 13 + 2
+    with pytest.raises(Interrupted):
+        train("nested", data, tmp_path / "run")
+    assert [folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir()] == ["01-00000-0000002"]
     watch.stop_at = None
     run = train("nested", data, tmp_path / "run")
-    assert watch.taken[13] == ("middle", 0, 0)
+    assert watch.taken[13:16] == [("middle", 0, 0), ("middle", 0, 1), ("middle", 0, 2)]
     assert_same_run(run, unbroken("nested")[0])
+
+
+def test_a_newer_format_is_not_discarded(data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing else can be read, whoever updates nestling can go on."""
+    checkpoint_every_epoch(monkeypatch)
+    watch = Watch(monkeypatch)
+    watch.stop_at = 5 + 8
+    with pytest.raises(Interrupted):
+        train("nested", data, tmp_path / "run")
+    old, new = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    watch.stop_at = None
+    for folder, how in ((new, "newer format"), (old, "tensors flipped")):
+        damage(folder, how)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")}
+    with pytest.raises(StorageError, match=r"has format 99, newer than .*: update nestling") as error:
+        train("nested", data, tmp_path / "run")
+    assert error.value.exit_code == 5 and len(watch.taken) == 13
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "checkpoints").rglob("*")} == before
 
 
 def test_a_damaged_stage_is_an_error_with_a_remedy(data: LabelledData, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from nestling.data.stream import Ahead, choose_workers, in_parts
 from nestling.data.transforms import Preprocessing
 from nestling.engine.stage import StageRun
 from nestling.errors import DataError, Interrupted, NestlingError, StorageError, UsageError
-from nestling.files import RunLock
+from nestling.lock import RunLock
 from running import FOUR, QUICK, refuse, succeed, tree
 from small import RECIPES, Watch, assert_same_weights, one_stage, quick
 

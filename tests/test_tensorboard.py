@@ -10,6 +10,7 @@ import pytest
 
 from nestling.data.dataset import LabelledData
 from nestling.engine.tensorboard import TensorBoard
+from nestling.errors import Interrupted
 from small import RECIPES, Crash, Watch, checkpoint_every_epoch, quick
 
 Points = dict[str, list[tuple[str, int, float]]]
@@ -59,19 +60,22 @@ def test_every_stage_has_its_figures(toy_data: LabelledData, tmp_path: Path, mon
     assert found["epoch/accuracy/coarse"] == of_fine[0]["accuracy"]["coarse"]
 
 
-@pytest.mark.parametrize("crash", [3, 7, 13])
+@pytest.mark.parametrize("how", ["crash_at", "stop_at"])
+@pytest.mark.parametrize("step", [3, 7, 10, 13, 15])
 def test_a_resumed_run_repeats_no_step(
-    toy_data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: int
+    toy_data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, step: int
 ) -> None:
+    """Nor does it lose one, also where the last step of an epoch or of a stage is the last that was saved."""
     checkpoint_every_epoch(monkeypatch)
     unbroken = install(monkeypatch)
     quick(RECIPES["nested"], toy_data, tmp_path / "unbroken")
     broken = install(monkeypatch)
     watch = Watch(monkeypatch)
-    watch.crash_at = crash
-    with pytest.raises(Crash):
+    setattr(watch, how, step)
+    with pytest.raises((Crash, Interrupted)):
         quick(RECIPES["nested"], toy_data, tmp_path / "broken")
     assert broken.open == 0
+    watch.stop_at = None
     quick(RECIPES["nested"], toy_data, tmp_path / "broken")
     assert broken.points == unbroken.points
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 SCRIPT = """
 import os, sys
-import nestling.files
+import nestling.files, nestling.lock
 
-FILES = nestling.files.__file__
+FILES = {nestling.files.__file__, nestling.lock.__file__}
 folder, wrong, through = sys.argv[1], set(), set()
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
@@ -31,7 +31,7 @@ def watch(event, arguments):
             while frame is not None:
                 callers.append(frame.f_code.co_filename)
                 frame = frame.f_back
-            (through if FILES in callers else wrong).add((event, os.path.basename(os.fsdecode(path)), *callers[:3]))
+            (through if FILES & set(callers) else wrong).add((event, os.path.basename(os.fsdecode(path)), *callers[:3]))
 
 sys.addaudithook(watch)
 from nestling.__main__ import main

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from killing import Step, num_saved, read_steps
 from nestling.data.dataset import LabelledData
 from nestling.engine import stage
 from nestling.engine.stage import StageRun
@@ -74,35 +75,39 @@ def main() -> None:
         began = time.monotonic()
         assert ended(train(name, data, unbroken)) == 0, name
         took = time.monotonic() - began
+        order, stages = steps_of(unbroken), [path.name[3:] for path in sorted((unbroken / "stages").glob("[0-9]*"))]
         found[name] = []
         for number in range(kills):
-            killed, out = 0, folder
-            while killed != -signal.SIGKILL:
-                # One that had ended already, on a machine with less to do than before, is begun again.
-                out, took = folder / f"{name}-{number}-{took:.6f}", 0.9 * took
+            killed, tries, out = 0, 0, folder
+            # One that had ended already, on a machine with less to do than before, is begun again, and so is the first
+            # while it has saved nothing that the second process could go on from.
+            while killed != -signal.SIGKILL or (number == 0 and not num_saved(out, order, stages)):
+                if killed == 0 and tries:
+                    took *= 0.9
+                tries += 1
+                out = folder / f"{name}-{number}-{tries}"
                 child = train(name, data, out)
                 time.sleep(generator.uniform(0.02, took))
                 os.kill(child, signal.SIGKILL)
                 killed = ended(child)
-            before = taken(out)
+            before, saved = len(steps_of(out)), num_saved(out, order, stages)
             code = ended(train(name, data, out))
             found[name].append(
                 {
                     "killed": killed,
                     "steps before": before,
+                    "steps saved": saved,
                     "code": code,
                     "equal": code == 0 and weights(out) == weights(unbroken),
-                    "steps after": taken(out) - before,
+                    "went on": steps_of(out)[before:] == order[saved:],
                 }
             )
-        found[name].append({"steps": taken(unbroken)})
     print(json.dumps(found))
 
 
-def taken(out: Path) -> int:
-    """Steps taken so far."""
-    steps = out.with_suffix(".steps")
-    return steps.read_bytes().count(b"\n") if steps.exists() else 0
+def steps_of(out: Path) -> list[Step]:
+    """The steps taken so far, by every process."""
+    return read_steps(out.with_suffix(".steps"))
 
 
 if __name__ == "__main__":

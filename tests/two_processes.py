@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from layers import recipe as layerwise
 from nestling import collective
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
@@ -32,6 +33,7 @@ CURVES: dict[str, Recipe] = {
     "paper": Nested(
         epochs=1, batch_size=8, norm="none", marginal=False, reading="exact", balance="rows", optimizer=SGD
     ),
+    "layerwise": layerwise(augmentation="affine", views=2, together=2),
     "flat": FlatMarginal(epochs=2, batch_size=9, steps_per_epoch=7, norm="none", optimizer=SGD),
 }
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import sys
 from contextlib import redirect_stderr
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
 from nestling import __version__
+from nestling.arguments import join_sets, method_of, one_line
 from nestling.errors import NestlingError, UsageError, listed, unknown
 
 RunArgument = Positional[Annotated[str, arg(metavar="RUN")]]
@@ -186,7 +186,9 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code
     except NestlingError as error:
-        return complain(str(error), error.exit_code)
+        from nestling.commands.train import speaks
+
+        return complain(str(error), error.exit_code) if speaks() or not error.of_all else error.exit_code
     except BrokenPipeError:
         # Whoever read our output has seen enough; but a training that could not say how far it is has not finished.
         os._exit(5 if code is None and isinstance(command, Train | Demo) else code or 0)
@@ -227,7 +229,7 @@ def parse(arguments: list[str]) -> object:
             if arguments[:1] == ["train"]:
                 print_fields(method_of(arguments))
             return None
-        raise UsageError(one_line(errors.getvalue(), arguments)) from None
+        raise UsageError(one_line(errors.getvalue(), arguments, OPTIONS_OF)) from None
 
 
 def execute(command: object) -> int:
@@ -262,45 +264,6 @@ def execute(command: object) -> int:
     raise AssertionError(command)
 
 
-def join_sets(arguments: list[str]) -> list[str]:
-    """All that follows any ``--set``, behind one: the option may be repeated, and its assignments accumulate.
-
-    Raises UsageError where no assignment follows. What stands behind ``--`` is left as it is.
-    """
-    if arguments[:1] != ["train"]:
-        return arguments
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    rest, assignments, inside = [], [], False
-    for argument, following in zip(arguments[:end], [*arguments[1:end], ""], strict=True):
-        if argument == "--set" and not is_assignment(following):
-            raise UsageError(f"--set needs FIELD=VALUE, such as epochs=30; got {following!r}")
-        if argument.startswith("--set="):
-            assignments.append(argument.removeprefix("--set="))
-        elif argument == "--set":
-            inside = True
-        elif inside and is_assignment(argument):
-            assignments.append(argument)
-        else:
-            inside = False
-            rest.append(argument)
-    return [*rest, *(["--set", *assignments] if assignments else []), *arguments[end:]]
-
-
-def is_assignment(argument: str) -> bool:
-    """Whether it reads as FIELD=VALUE."""
-    return "=" in argument and not argument.startswith("-")
-
-
-def method_of(arguments: list[str]) -> str:
-    """The value of ``--method``, read before the options are."""
-    for number, argument in enumerate(arguments):
-        if argument.startswith("--method="):
-            return argument.removeprefix("--method=")
-        if argument == "--method" and number + 1 < len(arguments):
-            return arguments[number + 1]
-    return "nested"
-
-
 def print_fields(method: str) -> None:
     """The fields of a method's recipe, with their docstrings."""
     from nestling.config import field_help
@@ -309,27 +272,3 @@ def print_fields(method: str) -> None:
     print(f"\nfields of {method}, for --set and --config:\n")
     for name, kind, default, text in field_help(recipe_class(method)):
         print(f"  {name}  ({kind}; default {default})\n      {text}")
-
-
-def one_line(boxed: str, arguments: list[str]) -> str:
-    """tyro's boxed error, reduced to what it says."""
-    known = [argument for argument in arguments[:1] if argument in OPTIONS_OF]
-    see = f"see {' '.join(['nestling', *known])} --help"
-    lines = [re.sub(r"[╭╮╰╯│─]+|-{5,}", " ", line).strip() for line in boxed.splitlines()]
-    text = re.sub(r"\s+", " ", " ".join(lines[1:])).split(" For full helptext")[0].strip()
-    text, _, argument = text.partition(" Argument helptext: ")
-    text = re.split(" (?:Perhaps you meant|Available subcommands):", text)[0]
-    if match := re.match(r"Unrecognized options: ([^\s,]+)", text):
-        name = match[1].split("=")[0]
-        if not name.startswith("-"):
-            return f"unexpected argument {name!r}: {see}"
-        named = (
-            [f.name for f in fields(OPTIONS_OF[known[0]]) if "Argument" not in str(f.type)] if known else ["version"]
-        )
-        options = [f"--{name.replace('_', '-')}" for name in named]
-        hint = " A field of the recipe is given by --set FIELD=VALUE;" if known == ["train"] else ""
-        return f"{unknown('option', name, [*options, '--help'])}{hint} {see}"
-    if match := re.match(r"Error parsing (\S+): .*?(?:\[|base 10: )'(.*?)'", text):
-        wanted = "an integer" if "INT" in argument else "a number" if "FLOAT" in argument else "of another kind"
-        return f"{match[1]} must be {wanted}, got {match[2]!r:.80}: {see}"
-    return f"{text.rstrip('. ') or 'cannot read the options'}: {see}"

@@ -14,6 +14,8 @@ class NestlingError(Exception):
     """Base of all errors raised on purpose; ``exit_code`` is what the command line exits with."""
 
     exit_code = 1
+    of_all = True
+    """Whether all processes of a run meet it, so that the first alone says it; else whoever meets it says it."""
 
 
 class UsageError(NestlingError, ValueError):
@@ -44,6 +46,12 @@ class BusyError(NestlingError):
     """Another process holds the run folder."""
 
     exit_code = 6
+
+
+class LostError(NestlingError):
+    """Another process of this run has ended."""
+
+    of_all = False
 
 
 class Interrupted(NestlingError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.commands.pipeline import Pipeline, notes_of
-from nestling.commands.train import say
+from nestling.commands.train import answer, say
 from nestling.commands.words import aligned, duration, size
 from nestling.engine.estimate import STEPS, Estimate, estimate
 from nestling.engine.fit import cut_rows, seeded
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any], out: Path) -> None:
     """Print plan and estimates. Raises what the training would raise before its first step; nothing is written."""
-    with RunFolder(out) as folder:
+    with RunFolder(out, dry=True) as folder:
         pipeline = Pipeline(folder, options, fields, command.data_dir, command.device, command.workers)
     # The lock is given back, and with it goes the folder that it made.
     if folder.begun:
-        say(f"{out} holds a run of these settings, which a training goes on with; this is the whole of it")
+        then = "is finished" if folder.finished else "a training goes on with"
+        say(f"{out} holds a run of these settings, which {then}; this is the whole of it")
     train, validation, test = pipeline.load_all()
     pipeline.within_memory(train, validation)
     stages = pipeline.check(train, validation)
@@ -41,16 +42,18 @@ def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any
             model = pipeline.build(train, recipes[0])
         backbone = model.config["backbone"]
         planned = pipeline.check(train, validation, recipes[0])
-        found = estimate(recipes[0], model, rows, held, runtime)
+        found = estimate(recipes[0], model, rows, held, runtime, folder=out)
         total += len(recipes) * sum(e.seconds for e in found)
         most = max(most, *(e.memory for e in found))
         times = f", trained at {len(recipes)} learning rates" if len(recipes) > 1 else ""
-        print(f"{method} on {backbone}, {runtime.precision} on {runtime.device}{times}")
+        answer(f"{method} on {backbone}, {runtime.precision} on {runtime.device}{times}")
         for line in [*plan_lines(planned), "", *estimate_lines(found), ""]:
-            print(line)
-    print(f"memory, estimated: {size(most)}, beside Python, torch and the pictures themselves")
-    print(f"time, estimated: {duration(total)} undisturbed and without an early stop, beside the evaluation at the end")
-    print(
+            answer(line)
+    answer(f"memory, estimated: {size(most)}, beside Python, torch and the pictures themselves")
+    answer(
+        f"time, estimated: {duration(total)} undisturbed and without an early stop, beside the evaluation at the end"
+    )
+    answer(
         f"measured: {STEPS} steps of each stage on this machine, on weights that were thrown away; nothing is written"
     )
 
@@ -69,9 +72,15 @@ def plan_lines(stages: Sequence[StagePlan]) -> list[str]:
 
 def estimate_lines(found: Sequence[Estimate]) -> list[str]:
     """Memory and time of the stages as an aligned table."""
-    titles = ["stage", "parameters", "gradients", "optimizer", "activations", "memory", "time"]
+    titles = ["stage", "parameters", "gradients", "optimizer", "activations", "maps", "memory", "time"]
     rows = [
-        [e.name, *map(size, (e.parameters, e.gradients, e.optimizer, e.activations, e.memory)), duration(e.seconds)]
+        [
+            e.name,
+            *map(size, (e.parameters, e.gradients, e.optimizer, e.activations)),
+            f"{size(e.maps.size)} ({e.maps.place or 'not kept'})" if e.maps.size else "-",
+            size(e.memory),
+            duration(e.seconds),
+        ]
         for e in found
     ]
     return aligned([titles, *rows], 1)

@@ -1,11 +1,14 @@
-"""``--memory 2GB``: how many layers train together, how many rows at once, and whether maps are computed again."""
+"""``--memory 2GB``: how many layers train together, how many rows at once, and which maps are kept."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
 
+from nestling import collective
 from nestling.commands.words import size
 from nestling.data.dataset import LabelledData
 from nestling.engine.estimate import Estimate, estimate
@@ -16,7 +19,7 @@ from nestling.models.layerwise import LayerwiseModel
 from nestling.models.model import Model
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-FIELDS = ("together", "micro_batch", "recompute")
+FIELDS = ("together", "micro_batch", "recompute", "keep_features")
 """Of the recipe, which a budget chooses."""
 LEAST_ROWS = 16
 """Of a micro-batch: with fewer, batch norm's statistics are noise."""
@@ -28,7 +31,7 @@ class Plan:
 
     recipe: Layerwise
     memory: int
-    """Bytes of tensors: parameters, optimiser state, and all that a step allocates at its peak."""
+    """Bytes of tensors: parameters, optimiser state, kept features, and all that a step allocates at its peak."""
     seconds: float
     """Of training, estimated."""
 
@@ -38,6 +41,7 @@ class Plan:
         words = ["all layers together, end-to-end" if together == layers else f"{together} at a time"]
         words += [f"{self.recipe.micro_batch} rows at once"] * (self.recipe.micro_batch is not None)
         words += ["maps computed again on the way back"] * self.recipe.recompute
+        words += ["features not kept"] * (not self.recipe.keep_features)
         return ", ".join(words)
 
 
@@ -56,11 +60,13 @@ def choose_plan(
     validation: LabelledData,
     runtime: Runtime,
     budget: int,
+    folder: Path | None = None,
 ) -> tuple[Layerwise, str, str]:
     """The plan of most layers together that stays within ``budget`` bytes, the fastest of these; its text and reason.
 
     Fewer layers at a time learn less well (Belilovsky et al., Tables 1 and 2), so they are given up last. One step of
-    each candidate is measured. Raises UsageError where none fits, and says what would.
+    each candidate is measured on every process, and the first one's figures count. ``folder`` is where the run will be.
+    Raises UsageError where none fits, and says what would.
     """
     model = build()
     assert isinstance(model, LayerwiseModel)
@@ -69,13 +75,14 @@ def choose_plan(
     tried: list[str] = []
     for together in halved(layers):
         fitting: list[Plan] = []
-        for candidate in variants(replace(recipe, together=together), recipe.batch_for(len(train))):
-            found = measured(candidate, build(), train, validation, runtime)
+        wanted = replace(recipe, together=together, micro_batch=None, recompute=False)
+        for candidate in variants(wanted, recipe.batch_for(len(train)), recipe.keep_features and together < layers):
+            found = collective.broadcast_object(measured(candidate, build(), train, validation, runtime, folder))
             least = found if least is None or found.memory < least.memory else least
             tried.append(f"{found.text(layers)}: {size(found.memory)}")
             if found.memory <= budget:
                 fitting.append(found)
-                if candidate.micro_batch is None and not candidate.recompute:
+                if candidate == wanted:
                     break
         if fitting:
             best = min(fitting, key=lambda plan: plan.seconds)
@@ -96,18 +103,27 @@ def halved(layers: int) -> Iterator[int]:
     yield 1
 
 
-def variants(recipe: Layerwise, batch: int) -> Iterator[Layerwise]:
-    """The same layers at a time with ever smaller needs; the first keeps all, as wanted."""
+def variants(recipe: Layerwise, batch: int, keeps: bool) -> Iterator[Layerwise]:
+    """The same layers at a time with ever smaller needs; the first is as wanted. ``keeps``: features can be."""
     rows: int | None = None
     while True:
-        yield replace(recipe, micro_batch=rows, recompute=False)
-        yield replace(recipe, micro_batch=rows, recompute=True)
+        for recompute, features in product(
+            (False, True), (recipe.keep_features, False) if keeps else (recipe.keep_features,)
+        ):
+            yield replace(recipe, micro_batch=rows, recompute=recompute, keep_features=features)
         rows = (rows or batch) // 2
         if rows < LEAST_ROWS:
             return
 
 
-def measured(recipe: Layerwise, model: Model, train: LabelledData, validation: LabelledData, runtime: Runtime) -> Plan:
+def measured(
+    recipe: Layerwise,
+    model: Model,
+    train: LabelledData,
+    validation: LabelledData,
+    runtime: Runtime,
+    folder: Path | None,
+) -> Plan:
     """One step of every stage of a candidate; the largest decides."""
-    found: list[Estimate] = estimate(recipe, model, train, validation, runtime, steps=1)
+    found: list[Estimate] = estimate(recipe, model, train, validation, runtime, steps=1, folder=folder)
     return Plan(recipe, max(e.memory for e in found), sum(e.seconds for e in found))

@@ -143,15 +143,15 @@ class Pipeline:
         budget = parse_memory(self.options["memory"])
         if not isinstance(self.recipe, Layerwise):
             raise UsageError("--memory chooses how many layers train together: add --method layerwise")
-        kept = {name: self.folder.kept(name) for name in FIELDS}
-        if kept["together"] is not None:
-            kept["micro_batch"] = None if kept["micro_batch"] == "None" else kept["micro_batch"]
+        found = {name: self.folder.kept(name) for name in FIELDS}
+        kept = {name: None if value == "None" else value for name, value in found.items() if value is not None}
+        if kept:
             self.recipe = replace(self.recipe, **kept)
             return
         rows, held = cut_rows(train, validation, self.seed)
         runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"), 0)
         self.recipe, text, reason = choose_plan(
-            self.recipe, lambda: self.build(train, self.recipe), rows, held, runtime, budget
+            self.recipe, lambda: self.build(train, self.recipe), rows, held, runtime, budget, self.folder.path
         )
         say(f"within {self.options['memory']}: {text} ({reason})")
         for name in FIELDS:

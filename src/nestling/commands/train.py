@@ -44,9 +44,10 @@ def train(command: Train) -> int:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options["source"]).stem) or "source"
     out = Path(command.out or f"runs/{name}-{options['method']}-{digest}")
     if command.dry_run:
-        from nestling.commands.dry_run import dry_run
+        if speaks():
+            from nestling.commands.dry_run import dry_run
 
-        dry_run(command, options, fields, out)
+            dry_run(command, options, fields, out)
         return 0
     with RunFolder(out, writer=speaks()) as folder:
         from nestling.commands.pipeline import Pipeline
@@ -59,8 +60,8 @@ def train(command: Train) -> int:
 
 
 def speaks() -> bool:
-    """Whether this process prints and writes: of those that torchrun starts, the first."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process prints and writes: of those that torchrun starts, the first; one by itself always."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,7 +128,7 @@ def parse_known(text: str) -> dict[str, float]:
 
 
 def answer(text: str) -> None:
-    """What a training ends with, on stdout; it has finished, also where nobody reads that any more."""
+    """What a command ends with, on stdout; it has finished, also where nobody reads that any more."""
     if speaks():
         with suppress(BrokenPipeError):
             print(text)

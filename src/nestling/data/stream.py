@@ -70,6 +70,14 @@ class Ahead:
         return self
 
     def __next__(self) -> Tensor:
+        try:
+            return self._next()
+        except NestlingError as error:
+            # Of several processes each decodes rows of its own.
+            error.of_all = False
+            raise
+
+    def _next(self) -> Tensor:
         if self.workers and self.loader is None:
             self._start()
         if self.loader is None:

@@ -23,6 +23,10 @@ from nestling.files import write_folder
 FORMAT = 1
 
 
+class NewerFormat(StorageError):
+    """What a newer nestling wrote: sound, but not to be read by this one."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """What a checkpoint holds: tensors by name and a JSON state."""
@@ -46,7 +50,7 @@ def read(folder: Path) -> Saved:
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         if manifest["format"] > FORMAT:
-            raise StorageError(
+            raise NewerFormat(
                 f"{folder} has format {manifest['format']}, newer than this nestling reads ({FORMAT}): update nestling"
             )
         contents = {name: (folder / name).read_bytes() for name in ("tensors.safetensors", "state.json")}
@@ -68,21 +72,38 @@ class Checkpoints:
         self.finished = run / "stages"
 
     def save(self, stage: int, epoch: int, step: int, saved: Saved, keep: int = 2) -> None:
-        """Write a checkpoint of the interrupted stage, and delete all but the newest ``keep``."""
-        write(self.partial / f"{stage:02d}-{epoch:05d}-{step:07d}", saved)
-        for old in self._partial()[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        """Write a checkpoint of the interrupted stage, and delete all but the newest ``keep`` up to it.
+
+        Later ones are those that could not be read: the run has gone back behind them.
+        """
+        new = self.partial / f"{stage:02d}-{epoch:05d}-{step:07d}"
+        write(new, saved)
+        there = self._partial()
+        end = there.index(new) + 1
+        for other in [*there[end:], *there[: max(end - keep, 0)]]:
+            shutil.rmtree(other, ignore_errors=True)
+
+    def any(self) -> bool:
+        """Whether a checkpoint or a finished stage is there to go on from."""
+        return bool(self._partial()) or any(self.finished.glob("[0-9]*-*"))
 
     def latest(self, stage: int) -> tuple[Saved | None, list[str]]:
-        """The newest complete checkpoint of a stage, and a line for each newer one that had to be passed over."""
-        complaints = []
+        """The newest complete checkpoint of a stage, and a line for each newer one that had to be passed over.
+
+        Raises StorageError where none can be read and one is of a newer format: beginning anew would discard it.
+        """
+        complaints: list[str] = []
+        newer: NewerFormat | None = None
         for folder in reversed(self._partial()):
             if int(folder.name.split("-")[0]) != stage:
                 continue
             try:
                 return read(folder), complaints
             except StorageError as error:
+                newer = error if isinstance(error, NewerFormat) else newer
                 complaints.append(f"{error}; falling back to the checkpoint before")
+        if newer is not None:
+            raise newer
         return None, complaints
 
     def _partial(self) -> list[Path]:

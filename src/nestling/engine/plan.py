@@ -58,11 +58,11 @@ def describe(stage: Stage) -> StagePlan:
 def order_of(stage: Stage, key: int) -> RowOrder:
     """The order in which a stage sees its rows; ``key`` is derived from the run's seed and the stage's number.
 
-    Rows that are known to the stage's last level or finer are of one kind: batches are balanced by what it learns.
+    Rows that are known to the stage's ``balance_level`` or finer are of one kind.
     """
     finest = stage.data.finest_known()
-    if stage.until in stage.data.taxonomy.levels:
-        finest = np.minimum(finest, stage.data.taxonomy.level_index(stage.until))
+    if stage.balance_level is not None:
+        finest = np.minimum(finest, stage.data.taxonomy.level_index(stage.balance_level))
     return RowOrder(
         finest if stage.rows is None else finest[stage.rows],
         stage.batch_size,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from nestling.data.distortions import Distortion
 from nestling.data.loader import DeviceData
+from nestling.engine.features import Features
 from nestling.engine.runtime import Runtime
 from nestling.models.model import Model, Outputs
 from nestling.taxonomy import Taxonomy
@@ -19,27 +23,40 @@ PIXELS_AT_ONCE = 1 << 23
 @torch.no_grad()
 def predict(
     model: Model,
-    data: DeviceData,
+    data: DeviceData | Features,
     runtime: Runtime,
     until: str | None = None,
     batch_size: int | None = None,
     distortion: Distortion | None = None,
+    *,
+    rows: np.ndarray | None = None,
+    since: int = 0,
+    obey: Callable[[], object] = lambda: None,
 ) -> tuple[Outputs, Tensor]:
-    """Outputs in evaluation mode, in fp32, and the targets (n, levels). The model's modes are left as they were."""
+    """Outputs in evaluation mode, in fp32, and the targets (n, levels). The model's modes are left as they were.
+
+    ``rows``: of these alone; ``since``: ``data`` holds maps that so many modules made; ``obey`` is called after every
+    batch, and may raise.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     parts, labels = [], []
     height, width = data.preprocessing.height, data.preprocessing.width
     batch_size = batch_size or max(32, min(1024, PIXELS_AT_ONCE // (height * width)))
-    batches = [np.arange(start, min(start + batch_size, len(data))) for start in range(0, len(data), batch_size)]
-    with data.ahead(batches, runtime.workers) as ahead:
-        for rows, images in zip(batches, ahead):
-            batch = data.batch(rows, distortion=distortion, images=images)
-            with runtime.autocast():
-                parts.append(model(batch.inputs, until=until))
-            labels.append(batch.labels)
-    for module, training in modes:
-        module.training = training
+    rows = np.arange(len(data)) if rows is None else rows
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    options: dict[str, Any] = {"until": until, **({"since": since} if since else {})}
+    try:
+        with data.ahead(batches, runtime.workers) as ahead:
+            for numbers, images in zip(batches, ahead):
+                batch = data.batch(numbers, distortion=distortion, images=images)
+                with runtime.autocast():
+                    parts.append(model(batch.inputs, **options))
+                labels.append(batch.labels)
+                obey()
+    finally:
+        for module, training in modes:
+            module.training = training
     return concatenate(parts), torch.cat(labels)
 
 

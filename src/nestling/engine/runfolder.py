@@ -10,7 +10,8 @@ from typing import Any
 
 from nestling.config import load_toml, to_toml
 from nestling.errors import DataError, UsageError
-from nestling.files import TEMPORARY, RunLock, remove_leftovers, write_text
+from nestling.files import TEMPORARY, remove_leftovers, write_text
+from nestling.lock import RunLock
 
 FINISHED = "report.html"
 """Written last: a run folder that holds it is finished."""
@@ -20,12 +21,13 @@ class RunFolder:
     """``with RunFolder(path) as folder: folder.open(given); …; folder.begin()``; the lock is held inside the block.
 
     Imports no torch, so that the lock is taken before that is loaded. Of several processes that train one run, the
-    ``writer`` alone takes the lock, reads and writes; the others are told what it read.
+    ``writer`` alone takes the lock, reads and writes; the others are told what it read. With ``dry`` the lock is taken,
+    and nothing of a run that is there is changed.
     """
 
-    def __init__(self, path: Path | str, writer: bool = True) -> None:
+    def __init__(self, path: Path | str, writer: bool = True, dry: bool = False) -> None:
         self.path = Path(path)
-        self.writer = writer
+        self.writer, self.dry = writer, dry
         self.lock = RunLock(self.path)
         self.given: dict[str, Any] = {}
         self.derived: dict[str, dict[str, Any]] = {}
@@ -54,6 +56,8 @@ class RunFolder:
         """
         if self.writer:
             self.begun = self._open(json.loads(json.dumps(given)))
+            if not self.dry:
+                remove_leftovers(self.path)
             self.finished = self.begun and (self.path / FINISHED).exists()
         self.given, self.derived, self.begun, self.finished = share(
             (self.given, self.derived, self.begun, self.finished)
@@ -69,7 +73,6 @@ class RunFolder:
                 raise UsageError(
                     f"the folder {self.path} holds other files ({others[0]} …) and no run: choose another --out"
                 )
-            remove_leftovers(self.path)
             return False
         stored = load_toml(self.recipe)
         before, now = flat(stored.get("given", {})), flat(self.given)
@@ -83,7 +86,6 @@ class RunFolder:
                 "or the same settings"
             )
         self.derived = stored.get("derived", {})
-        remove_leftovers(self.path)
         return True
 
     def begin(self) -> None:
@@ -114,7 +116,7 @@ class RunFolder:
         return self.derived.get(name, {}).get("value")
 
     def _write(self) -> None:
-        if not self.writer:
+        if not self.writer or self.dry:
             return
         header = (
             f"# {' '.join(sys.argv)[:500]!r}\n"

@@ -17,7 +17,7 @@ from torch import nn
 
 from nestling import collective
 from nestling.data.stream import choose_workers
-from nestling.errors import NestlingError, UsageError, unknown
+from nestling.errors import LostError, UsageError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -37,7 +37,7 @@ def cpu_has_bf16() -> bool:
 def processes(device: str) -> Iterator[None]:
     """Inside the block this process trains with the others that ``torchrun`` started, if it did.
 
-    Raises NestlingError where another of them has ended; torchrun then ends the rest.
+    Raises LostError where another of them has ended; torchrun then ends the rest.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or collective.is_distributed():
         yield
@@ -51,7 +51,7 @@ def processes(device: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "gloo" in str(error) or isinstance(error, dist.DistError):
-            raise NestlingError(f"rank {dist.get_rank()} has lost another process of this run") from error
+            raise LostError(f"rank {dist.get_rank()} has lost another process of this run") from error
         raise
     finally:
         dist.destroy_process_group()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nestling import collective, interrupt
 from nestling.data.batch import Batch
 from nestling.data.loader import DeviceData, RowOrder
-from nestling.engine.features import Features, NoRoom
+from nestling.engine.features import Features, keep_features
 from nestling.engine.keep import StageState
 from nestling.engine.optim import begins_anew, rate
 from nestling.engine.select import Judge
@@ -93,19 +93,11 @@ class StageRun(StageState):
         data = engine.device_data(stage.data)
         if not stage.prefix or stage.views is None:
             return data, 0
-        folder = engine.folder.path if engine.folder else None
-        began = time.monotonic()
-        key = derive(engine.seed, "views")
-        try:
-            kept = Features(
-                data, stage.prefix, engine.runtime, stage.views, stage.augmentation, key, engine.features, folder
-            )
-        except NoRoom as error:
-            engine.reporter.say(f"features are not kept: {error}")
+        kept = keep_features(engine, stage, self.rows, self.note)
+        if kept is None:
             return data, 0
-        engine.features = kept
-        took = time.monotonic() - began
-        engine.reporter.say(f"kept features: {kept.place}, computed once for {len(data)} rows in {took:.1f} s")
+        if self.judge is not None:
+            self.judge = self.judge.on(kept, len(stage.prefix))
         return kept, len(stage.prefix)
 
     def to_come(self, order: RowOrder) -> Iterator[np.ndarray]:

@@ -109,7 +109,8 @@ def gap_interval(
 def verdict(method: str, comparisons: Sequence[dict[str, Any]], finest: str, num_seeds: int) -> str:
     """For each baseline by how much it is beaten, or not, in accuracy at the finest level, and in calibration.
 
-    Accuracies at coarser levels and under distortion are named where their interval excludes 0.
+    Accuracies at coarser levels and under distortion are named where their interval excludes 0. The intervals are not
+    corrected for their number; the last line says how many they are.
     """
     sentences = []
     for name in dict.fromkeys(c["baseline"] for c in comparisons):
@@ -130,7 +131,11 @@ def verdict(method: str, comparisons: Sequence[dict[str, Any]], finest: str, num
         sentences.append(sentence + ".")
     seeds = f"{num_seeds} seeds" if num_seeds > 1 else "1 seed, which says nothing of how seeds differ"
     drawn = "seeds and test rows" if num_seeds >= 3 else "test rows"
-    return "\n".join([*sentences, f"Points are percentage points; paired 95 % intervals over {drawn}, {seeds}."])
+    small = (
+        f"Points are percentage points; paired 95 % intervals over {drawn}, {seeds}. Comparisons made: "
+        f"{len(comparisons)}; where methods do not differ at all, about one in twenty would look clear by chance."
+    )
+    return "\n".join([*sentences, small])
 
 
 def _where(comparison: dict[str, Any]) -> str:

@@ -172,6 +172,7 @@ class Layerwise(LayerOptions, Recipe):
             batch_size=batch_size,
             steps_per_epoch=self.steps_for(len(rows), batch_size),
             balance=self.balance,
+            balance_level=model.levels_at[last - 1],
             augmentation=augmentation,
             until=f"layer-{last}",
             prefix=list(model.blocks[:first]) if self.keep_features else (),

@@ -85,6 +85,7 @@ class Nested(Recipe):
                 steps_per_epoch=self.steps(data, i, rows),
                 batch_size=self.batch_for(len(rows)),
                 balance=self.balance,
+                balance_level=level,
                 augmentation=augmentation,
                 select=select_by_likelihood(levels[: i + 1]),
                 patience=self.patience,

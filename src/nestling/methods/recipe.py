@@ -127,6 +127,8 @@ class Stage:
     """One pass over the rows by default."""
     balance: str = "rows"
     """levels: fixed shares of every batch by finest known level; rows: as they come."""
+    balance_level: str | None = None
+    """Batches are balanced by what is known up to this level; None for the finest."""
     augmentation: Augmentation | None = None
     until: str | None = None
     """The last output that the objective needs; None for all of them."""

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nestling.evaluate.decide import CONFIDENT
 from nestling.report import summary
 from nestling.report.content import Content, main_method, plain, shorten
 
@@ -49,7 +50,7 @@ NOTE = (
     "right one: lower is better."
 )
 ANSWER = (
-    f"An answer is the deepest level whose confidence is at least {summary.SURE:.0%}, else the coarsest. Confidences "
+    f"An answer is the deepest level whose confidence is at least {CONFIDENT:.0%}, else the coarsest. Confidences "
     "were measured on rows like the training rows; on others they can be wrong."
 )
 CLOSED_WORLD = (

@@ -11,8 +11,9 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from nestling.evaluate.decide import CONFIDENT
 from nestling.report.content import Content, Example
-from nestling.report.summary import SURE, level_names
+from nestling.report.summary import level_names
 
 LARGEST, PIXELATED, SHOWN = 160, 64, 48
 """Pixels that a picture is reduced to; up to which it is scaled up without smoothing; examples shown."""
@@ -82,7 +83,7 @@ def card(example: Example, levels: Sequence[str]) -> Card:
     right = next((step.right for step in steps if step.answered), None)
     names = " › ".join(name for name in truth if name) or "not labelled"
     answered, level = str(answer.get("class", "")), str(answer.get("level", ""))
-    unsure = bool(answer) and float(answer["confidence"]) < SURE
+    unsure = bool(answer) and float(answer["confidence"]) < CONFIDENT
     return Card(uri, pixelated, example.item, names, steps, answered, level, right, unsure)
 
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from nestling.evaluate.decide import CONFIDENT
 from nestling.report import summary
 from nestling.report.content import Content, main_method, plain
 from nestling.report.examples import SHOWN, groups
@@ -99,7 +100,7 @@ def render(content: Content) -> str:
         verdict=re.split(r"(?<=\.)\s+", str(content.metrics.get("verdict") or "").strip()),
         race=_race(content),
         sureness=summary.sureness(content),
-        sure=f"{100 * summary.SURE:.0f} %",
+        sure=f"{100 * CONFIDENT:.0f} %",
         weakest=summary.weakest(content),
         conditions=summary.table(content) if levels else [],
         columns=columns,

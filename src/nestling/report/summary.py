@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from nestling.evaluate.decide import CONFIDENT
 from nestling.report.content import Content, main_method
-
-SURE = 0.9
-"""The confidence from which a level is answered when no risk is given."""
 
 FEW_ROWS = 5
 METRICS = {
@@ -242,7 +240,7 @@ def sureness(content: Content) -> list[Sureness]:
     """How often the main method is sure at each level, and whether rightly; empty without its confidences."""
     found = []
     for level, (confidence, correct) in (content.reliability.get(main_method(content)) or {}).items():
-        sure, right = np.asarray(confidence) >= SURE, np.asarray(correct, dtype=bool)
+        sure, right = np.asarray(confidence) >= CONFIDENT, np.asarray(correct, dtype=bool)
         if not len(sure):
             continue
         found.append(
