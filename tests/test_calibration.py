@@ -215,6 +215,7 @@ def test_rows_that_end_above_a_level_do_not_count_there() -> None:
         train=data,
         validation=data,
         predict=lambda _: (outputs, labels),
+        batches=lambda _: iter(()),
         note=lambda name, _, reason: noted.update({name: reason}),
     )
     fit_temperatures(context)

@@ -278,6 +278,7 @@ def test_temperatures_change_probabilities_not_decisions(toy_data: LabelledData)
         train=toy_data.subset([]),
         validation=toy_data,
         predict=unasked,
+        batches=lambda _: iter(()),
         note=lambda *given: noted.append(given),
     )
     fit_temperatures(context)
@@ -300,7 +301,7 @@ def test_without_validation_rows_temperatures_stay() -> None:
         model = small_model(data)
         context = Context(
             model=model, objective=1.0 * CrossEntropy("fine"), train=data, validation=validation,
-            predict=lambda _: pytest.fail("there is nothing to predict"), note=lambda *_: None,
+            predict=lambda _: pytest.fail("there is nothing to predict"), batches=lambda _: iter(()), note=lambda *_: None,
         )  # fmt: skip
         fit_temperatures(context)
         assert model.calibration.temperature.tolist() == [1.0, 1.0]

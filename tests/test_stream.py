@@ -232,7 +232,8 @@ def test_a_worker_that_is_killed(lazy: LabelledData, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(stream, "decode", decode)
     with pytest.raises(NestlingError, match=r"^a worker that decodes pictures died.*fewer --workers.*pid") as error:
         quick(RECIPES["end-to-end"], lazy, workers=2)
-    assert error.value.exit_code == 1
+    # Of several processes, whoever it was says so.
+    assert error.value.exit_code == 1 and not error.value.of_all
 
 
 @LINUX
@@ -240,7 +241,7 @@ def test_a_worker_that_is_killed_during_a_step(lazy: LabelledData, tmp_path: Pat
     """The step is taken to its end; what the dead worker had sent cannot be had any more."""
     steps = []
 
-    def perturb(model: Any, objective: Any, batch: Any) -> Any:
+    def perturb(loss: Any, batch: Any) -> Any:
         for child in multiprocessing.active_children():
             child.kill()
         steps.append(len(batch.index))
