@@ -301,7 +301,8 @@ def test_without_validation_rows_temperatures_stay() -> None:
         model = small_model(data)
         context = Context(
             model=model, objective=1.0 * CrossEntropy("fine"), train=data, validation=validation,
-            predict=lambda _: pytest.fail("there is nothing to predict"), batches=lambda _: iter(()), note=lambda *_: None,
+            predict=lambda _: pytest.fail("there is nothing to predict"), batches=lambda _: iter(()),
+            note=lambda *_: None,
         )  # fmt: skip
         fit_temperatures(context)
         assert model.calibration.temperature.tolist() == [1.0, 1.0]
