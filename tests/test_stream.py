@@ -26,6 +26,7 @@ from nestling.data.inputs import Inputs, Listed, Packed, inputs_of
 from nestling.data.loader import DeviceData
 from nestling.data.stream import Ahead, choose_workers, in_parts
 from nestling.data.transforms import Preprocessing
+from nestling.engine.checkpoint import Checkpoints
 from nestling.engine.stage import StageRun
 from nestling.errors import DataError, Interrupted, NestlingError, StorageError, UsageError
 from nestling.lock import RunLock
@@ -531,3 +532,30 @@ def test_a_picture_is_decoded_where_it_is_not_ahead(lazy: LabelledData, toy_data
     assert torch.equal(streamed.batch(rows, images=toy_data.images(rows)).inputs, expected)
     with plain.ahead([rows], 2) as ahead:
         assert next(ahead) is None
+
+
+def test_a_worker_that_dies_of_the_signal_is_no_fault(
+    tmp_path: Path, toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training obeys the signal, and saves, though its next batch does not come; without a signal it is a fault."""
+    from nestling.engine.stage import StageRun
+    from nestling.errors import Interrupted, NestlingError
+
+    calls = [0]
+    original = StageRun.step
+
+    def step(run: StageRun, *arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise NestlingError("a worker that decodes pictures died")
+        original(run, *arguments)
+
+    monkeypatch.setattr(StageRun, "step", step)
+    with pytest.raises(NestlingError, match="a worker"):
+        quick(one_stage(steps_per_epoch=2), toy_data, tmp_path / "fault")
+    calls[0] = 0
+    monkeypatch.setattr("nestling.interrupt.received", lambda: 15 if calls[0] >= 4 else None)
+    with pytest.raises(Interrupted, match="saved: the same command goes on"):
+        quick(one_stage(steps_per_epoch=2), toy_data, tmp_path / "run")
+    saved, _ = Checkpoints(tmp_path / "run").latest(0)
+    assert saved is not None and (saved.state["epoch"], saved.state["step"]) == (1, 1)

@@ -30,6 +30,7 @@ from nestling.engine.step import (
     values_of,
 )
 from nestling.engine.tensorboard import TensorBoard
+from nestling.errors import NestlingError
 from nestling.files import Appender
 from nestling.methods.recipe import Perturb, Stage
 from nestling.models.recompute import statistics_kept
@@ -118,7 +119,12 @@ class StageRun(StageState):
         while state.epoch < stage.epochs and not (stage.patience and state.stale >= stage.patience):
             set_modes(stage, self.engine.model, self.objective)
             while state.step < self.order.steps:
-                self.step(module, data)
+                try:
+                    self.step(module, data)
+                except NestlingError:
+                    # A worker may die of the signal that this process is about to obey; the step was not taken.
+                    if not interrupt.received() or collective.is_distributed():
+                        raise
                 self.engine.reporter.step(state.epoch * self.order.steps + state.step)
                 # Only rank 0 writes, so only its clock tells.
                 due = collective.rank() == 0 and time.monotonic() - self.saved_at > 60 * CHECKPOINT_MINUTES
