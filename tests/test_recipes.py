@@ -38,7 +38,7 @@ def stages_of(recipe: Recipe, data: LabelledData, model: Model | None = None) ->
 
 
 def weighted(stage: Stage) -> list[tuple[float, str, type]]:
-    objective = stage.objective if isinstance(stage.objective, Objective) else 1.0 * stage.objective
+    objective = Objective.of(stage.objective)
     return [(weight, term.name, type(term)) for weight, term in objective.weighted()]  # type: ignore[misc]
 
 

@@ -539,7 +539,7 @@ def test_a_worker_that_dies_of_the_signal_is_no_fault(
 ) -> None:
     """The training obeys the signal, and saves, though its next batch does not come; without a signal it is a fault."""
     from nestling.engine.stage import StageRun
-    from nestling.errors import Interrupted, NestlingError
+    from nestling.errors import Interrupted, LostError
 
     calls = [0]
     original = StageRun.step
@@ -547,11 +547,11 @@ def test_a_worker_that_dies_of_the_signal_is_no_fault(
     def step(run: StageRun, *arguments: Any) -> None:
         calls[0] += 1
         if calls[0] == 4:
-            raise NestlingError("a worker that decodes pictures died")
+            raise LostError("a worker that decodes pictures died")
         original(run, *arguments)
 
     monkeypatch.setattr(StageRun, "step", step)
-    with pytest.raises(NestlingError, match="a worker"):
+    with pytest.raises(LostError, match="a worker"):
         quick(one_stage(steps_per_epoch=2), toy_data, tmp_path / "fault")
     calls[0] = 0
     monkeypatch.setattr("nestling.interrupt.received", lambda: 15 if calls[0] >= 4 else None)

@@ -49,7 +49,7 @@ class BusyError(NestlingError):
 
 
 class LostError(NestlingError):
-    """Another process of this run has ended."""
+    """Another process that this one trains with, or a worker that decodes for it, has ended."""
 
     of_all = False
 

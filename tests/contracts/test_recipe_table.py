@@ -94,7 +94,7 @@ def test_recipes_keep_to_the_rules(row: Row, data: LabelledData) -> None:
         assert stage.name.replace("-", "").isalnum(), "it becomes the name of a folder"
         if stage.rows is not None:
             assert stage.rows.dtype.kind == "i" and (np.diff(stage.rows) > 0).all()
-        objective = stage.objective if isinstance(stage.objective, Objective) else 1.0 * stage.objective
+        objective = Objective.of(stage.objective)
         mine = {id(p) for p in objective.parameters()} & {id(p) for p in model.parameters()}
         assert not mine, "a term holds weights of the model, which would be saved twice"
         for name in ("batch_size", "epochs"):

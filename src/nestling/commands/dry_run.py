@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.commands.pipeline import Pipeline, notes_of
+from nestling.commands.notes import notes_of
+from nestling.commands.pipeline import Pipeline
+from nestling.commands.rivals import rivals
 from nestling.commands.train import answer, say
 from nestling.commands.words import aligned, duration, size
 from nestling.engine.estimate import STEPS, Estimate, estimate
@@ -35,7 +37,11 @@ def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any
         say(note)
     runtime = Runtime.choose(command.device, pipeline.precision, folder.kept("precision"), command.workers)
     rows, held = cut_rows(train, validation, pipeline.seed)
-    trainings = pipeline.trainings(stages) if options.get("baselines") else {pipeline.recipe.method: [pipeline.recipe]}
+    trainings = (
+        rivals(pipeline.recipe, pipeline.rate_given, stages)
+        if options.get("baselines")
+        else {pipeline.recipe.method: [pipeline.recipe]}
+    )
     total, most = 0.0, 0
     for method, recipes in trainings.items():
         with seeded(derive(pipeline.seed, "weights")):

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nestling import collective
 from nestling.commands.finish import Finish, default_distortions, finish
+from nestling.commands.notes import notes_of
+from nestling.commands.rivals import rivals
 from nestling.commands.train import say
 from nestling.commands.words import program, score_lines
 from nestling.config import apply, to_dict
@@ -26,16 +27,12 @@ from nestling.engine.fit import Run, cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
-from nestling.errors import DivergedError, UsageError, listed
+from nestling.errors import DivergedError, UsageError
 from nestling.methods import recipe_class
-from nestling.methods.baselines import EndToEnd, FlatMarginal
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
-from nestling.models.build import LayerOptions, NetworkOptions, build_model
+from nestling.models.build import build_model
 from nestling.models.model import Model
-
-RATES = {"adamw": (1e-3, 3e-3, 1e-2), "adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
-"""The learning rates that every method chooses from on validation rows, with --baselines."""
 
 
 class Pipeline:
@@ -196,32 +193,11 @@ class Pipeline:
             workers=self.workers,
         )
 
-    def trainings(self, stages: Sequence[StagePlan]) -> dict[str, list[Recipe]]:
-        """What ``--baselines`` trains: every method at each learning rate of one grid, with as many steps."""
-        recipes: dict[str, Recipe] = {self.recipe.method: self.recipe}
-        if isinstance(self.recipe, Layerwise):
-            # Its own network, rows and loss, all layers at once.
-            recipes["end-to-end"] = self.recipe.end_to_end(sum(stage.epochs for stage in stages))
-        else:
-            recipes |= {
-                kind.method: twin(kind, self.recipe, self.recipe.network(), stages)
-                for kind in (EndToEnd, FlatMarginal)
-                if kind.method != self.recipe.method
-            }
-        return {
-            method: [recipe]
-            if self.rate_given and method == self.recipe.method
-            else [
-                replace(recipe, optimizer=replace(recipe.optimizer, lr=rate)) for rate in RATES[recipe.optimizer.name]
-            ]
-            for method, recipe in recipes.items()
-        }
-
     def with_baselines(
         self, train: LabelledData, validation: LabelledData | None, stages: Sequence[StagePlan]
     ) -> dict[str, Run]:
         """Every method at the learning rate that its own validation rows choose from one grid, with as many steps."""
-        trainings = self.trainings(stages)
+        trainings = rivals(self.recipe, self.rate_given, stages)
         runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"))
         if Runtime.choose(self.device, self.precision).precision != runtime.precision:
             # A resume on another machine, which by itself would choose otherwise.
@@ -265,58 +241,3 @@ class Pipeline:
             self.folder.derive(f"learning rate of {method}", str(best), reason)
             chosen[method] = candidates[best]
         return chosen
-
-
-def scarce(train: LabelledData) -> list[str]:
-    """Warnings of what can hardly be learned: data or levels of one class, classes of one row."""
-    warnings = []
-    seen = [np.unique(known[known >= 0]) for known in train.labels.T]
-    if all(len(codes) <= 1 for codes in seen):
-        warnings.append("warning: all training rows are of a single class: there is nothing to tell apart")
-    for number, level in enumerate(train.taxonomy.levels):
-        classes, known = train.taxonomy.classes[level], train.labels[:, number]
-        if len(classes) == 1:
-            warnings.append(f"warning: level {level!r} has one class, {classes[0]!r}: its answers say nothing")
-        counts = np.bincount(known[known >= 0], minlength=len(classes))
-        for count, what in ((0, "no labelled training row"), (1, "one labelled training row")):
-            names = [classes[code] for code in np.flatnonzero(counts == count)]
-            if names:
-                many = "1 class has" if len(names) == 1 else f"{len(names)} classes have"
-                warnings.append(f"warning: level {level!r}: {many} {what}: {listed(names, limit=5)}")
-    return warnings
-
-
-def notes_of(train: LabelledData, validation: LabelledData | None, test: LabelledData) -> list[str]:
-    """What there is to say of the data."""
-    others = {"validation": validation, "test": test}
-    notes = [*train.notes, *(f"{name}: {note}" for name, part in others.items() if part for note in left_out(part))]
-    return notes + scarce(train)
-
-
-def left_out(data: LabelledData) -> list[str]:
-    """What was said of inputs that could not be read."""
-    return [note for note in data.notes if note.startswith("left out")]
-
-
-def twin(
-    kind: type[EndToEnd] | type[FlatMarginal],
-    recipe: Recipe,
-    network: NetworkOptions | LayerOptions,
-    stages: Sequence[StagePlan],
-) -> Recipe:
-    """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``."""
-    trained = [stage for stage in stages if stage.chosen]
-    rate = recipe.optimizer.lr
-    epochs = sum(stage.epochs for stage in trained)
-    steps = sum(stage.steps for stage in trained)
-    return kind(
-        epochs=epochs,
-        steps_per_epoch=-(-steps // epochs),
-        batch_size=max(stage.batch_size for stage in trained),
-        optimizer=replace(recipe.optimizer, lr=rate[-1] if isinstance(rate, tuple) else rate),
-        norm=recipe.norm,
-        skips=isinstance(network, NetworkOptions) and network.skips,
-        balance="levels",
-        augmentation=recipe.augmentation,
-        patience=recipe.patience,
-    )

@@ -28,7 +28,7 @@ from nestling.cores import num_cores
 from nestling.data.decode import decode
 from nestling.data.images import LazyImages
 from nestling.data.inputs import Inputs
-from nestling.errors import DataError, NestlingError, UsageError
+from nestling.errors import DataError, LostError, NestlingError, UsageError
 
 MAX_WORKERS = 8
 PREFETCH = 2
@@ -88,7 +88,7 @@ class Ahead:
         except (EOFError, OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not str(error).startswith(("DataLoader worker", "Too many open")):
                 raise
-            raise NestlingError(
+            raise LostError(
                 "a worker that decodes pictures died, most often for lack of memory: give fewer --workers (with 0 the "
                 f"training decodes them itself), or a smaller batch_size ({_one_line(error)})"
             ) from error

@@ -77,7 +77,7 @@ def estimate(
     found: list[Estimate] = []
     with seeded(0):
         for number, stage in enumerate(recipe.stages(model, train)):
-            objective = stage.objective if isinstance(stage.objective, Objective) else 1.0 * stage.objective
+            objective = Objective.of(stage.objective)
             runtime.prepare(model)
             objective.to(runtime.device)
             run = StageRun(engine, number, stage, objective)

@@ -242,7 +242,7 @@ class Engine:
                 stage = next(generator, None)
                 if stage is None:
                     return
-                objective = stage.objective if isinstance(stage.objective, Objective) else 1.0 * stage.objective
+                objective = Objective.of(stage.objective)
                 self.runtime.prepare(self.model)
                 objective.to(self.runtime.device)
                 if not self.replay(number, stage, objective):

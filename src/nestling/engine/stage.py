@@ -30,7 +30,7 @@ from nestling.engine.step import (
     values_of,
 )
 from nestling.engine.tensorboard import TensorBoard
-from nestling.errors import NestlingError
+from nestling.errors import LostError
 from nestling.files import Appender
 from nestling.methods.recipe import Perturb, Stage
 from nestling.models.recompute import statistics_kept
@@ -121,7 +121,7 @@ class StageRun(StageState):
             while state.step < self.order.steps:
                 try:
                     self.step(module, data)
-                except NestlingError:
+                except LostError:
                     # A worker may die of the signal that this process is about to obey; the step was not taken.
                     if not interrupt.received() or collective.is_distributed():
                         raise

@@ -67,6 +67,11 @@ class Objective(nn.Module):
         """The terms that took part in the last forward pass; the others were switched off."""
         self.terms = nn.ModuleList(term for _, term in weighted)
 
+    @staticmethod
+    def of(given: Term | Objective) -> Objective:
+        """A term by itself, as an objective; an objective as it is."""
+        return given if isinstance(given, Objective) else 1.0 * given
+
     def weighted(self) -> list[tuple[Weight, Term]]:
         """The terms with their factors."""
         return list(zip(self.weights, self.terms, strict=True))  # type: ignore[arg-type]
@@ -86,7 +91,7 @@ class Objective(nn.Module):
         return plain and not any(True for _, term in self.weighted() for _ in term.reducer.buffers())
 
     def __add__(self, other: Term | Objective) -> Objective:
-        return Objective(self.weighted() + (other if isinstance(other, Objective) else 1.0 * other).weighted())
+        return Objective(self.weighted() + Objective.of(other).weighted())
 
     def __rmul__(self, factor: Weight) -> Objective:
         return Objective([(_scaled(weight, factor), term) for weight, term in self.weighted()])

@@ -1,0 +1,39 @@
+"""What there is to say of the data before a training: what was left out, and what can hardly be learned."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nestling.data.dataset import LabelledData
+from nestling.errors import listed
+
+
+def scarce(train: LabelledData) -> list[str]:
+    """Warnings of what can hardly be learned: data or levels of one class, classes of one row."""
+    warnings = []
+    seen = [np.unique(known[known >= 0]) for known in train.labels.T]
+    if all(len(codes) <= 1 for codes in seen):
+        warnings.append("warning: all training rows are of a single class: there is nothing to tell apart")
+    for number, level in enumerate(train.taxonomy.levels):
+        classes, known = train.taxonomy.classes[level], train.labels[:, number]
+        if len(classes) == 1:
+            warnings.append(f"warning: level {level!r} has one class, {classes[0]!r}: its answers say nothing")
+        counts = np.bincount(known[known >= 0], minlength=len(classes))
+        for count, what in ((0, "no labelled training row"), (1, "one labelled training row")):
+            names = [classes[code] for code in np.flatnonzero(counts == count)]
+            if names:
+                many = "1 class has" if len(names) == 1 else f"{len(names)} classes have"
+                warnings.append(f"warning: level {level!r}: {many} {what}: {listed(names, limit=5)}")
+    return warnings
+
+
+def notes_of(train: LabelledData, validation: LabelledData | None, test: LabelledData) -> list[str]:
+    """What there is to say of the data."""
+    others = {"validation": validation, "test": test}
+    notes = [*train.notes, *(f"{name}: {note}" for name, part in others.items() if part for note in left_out(part))]
+    return notes + scarce(train)
+
+
+def left_out(data: LabelledData) -> list[str]:
+    """What was said of inputs that could not be read."""
+    return [note for note in data.notes if note.startswith("left out")]

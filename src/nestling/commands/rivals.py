@@ -1,0 +1,62 @@
+"""What ``--baselines`` trains beside a method: flat ones on its network, each at the learning rates of one grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nestling.engine.plan import StagePlan
+from nestling.methods.baselines import EndToEnd, FlatMarginal
+from nestling.methods.layerwise import Layerwise
+from nestling.methods.recipe import Recipe
+from nestling.models.build import LayerOptions, NetworkOptions
+
+RATES = {"adamw": (1e-3, 3e-3, 1e-2), "adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
+"""The learning rates that every method chooses from on validation rows, with --baselines."""
+
+
+def rivals(recipe: Recipe, rate_given: bool, stages: Sequence[StagePlan]) -> dict[str, list[Recipe]]:
+    """By method, ``recipe``'s own first: at each learning rate of one grid, with as many steps.
+
+    ``rate_given``: the method's own rate was set, and stays.
+    """
+    recipes: dict[str, Recipe] = {recipe.method: recipe}
+    if isinstance(recipe, Layerwise):
+        # Its own network, rows and loss, all layers at once.
+        recipes["end-to-end"] = recipe.end_to_end(sum(stage.epochs for stage in stages))
+    else:
+        recipes |= {
+            kind.method: twin(kind, recipe, recipe.network(), stages)
+            for kind in (EndToEnd, FlatMarginal)
+            if kind.method != recipe.method
+        }
+    return {
+        method: [one]
+        if rate_given and method == recipe.method
+        else [replace(one, optimizer=replace(one.optimizer, lr=rate)) for rate in RATES[one.optimizer.name]]
+        for method, one in recipes.items()
+    }
+
+
+def twin(
+    kind: type[EndToEnd] | type[FlatMarginal],
+    recipe: Recipe,
+    network: NetworkOptions | LayerOptions,
+    stages: Sequence[StagePlan],
+) -> Recipe:
+    """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``."""
+    trained = [stage for stage in stages if stage.chosen]
+    rate = recipe.optimizer.lr
+    epochs = sum(stage.epochs for stage in trained)
+    steps = sum(stage.steps for stage in trained)
+    return kind(
+        epochs=epochs,
+        steps_per_epoch=-(-steps // epochs),
+        batch_size=max(stage.batch_size for stage in trained),
+        optimizer=replace(recipe.optimizer, lr=rate[-1] if isinstance(rate, tuple) else rate),
+        norm=recipe.norm,
+        skips=isinstance(network, NetworkOptions) and network.skips,
+        balance="levels",
+        augmentation=recipe.augmentation,
+        patience=recipe.patience,
+    )
