@@ -19,7 +19,7 @@ from nestling.engine.fit import fit
 from nestling.methods.layerwise import Layerwise
 from nestling.models.build import build_model
 from nestling.reproduce import TABLES
-from nestling.reproduce.campaign import Campaign, evenly, pack, stored, unpack
+from nestling.reproduce.campaign import Campaign, pack, stored, unpack
 from nestling.reproduce.layerwise import on_cifar, on_imagenet, trial, twin
 from nestling.reproduce.probes import Reduction, per_class
 from nestling.reproduce.result import result_of, text_of
@@ -187,10 +187,6 @@ def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
 def test_trials_run_side_by_side(tmp_path: Path) -> None:
     campaign = Campaign(table=DIGITS, scale="small", seeds=[0], folder=tmp_path)
     assert [len(records) for records in campaign.run().values()] == [2]
-
-
-def test_every_other_pair_is_swapped() -> None:
-    assert evenly([1, 2, 3, 4, 5, 6, 7]) == [1, 2, 4, 3, 5, 6, 7]
 
 
 @pytest.mark.parametrize(

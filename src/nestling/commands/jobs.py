@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from nestling import interrupt
@@ -28,7 +29,9 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> None:
-    """Run all jobs, ``workers`` processes (by default one per core) taking turns. Raises NestlingError where one fails.
+    """Run all jobs in their order, each by whichever of ``workers`` processes (by default one per core) is free next.
+
+    Raises NestlingError where one fails.
 
     A signal is passed on to the jobs, which save and stop; then Interrupted is raised.
     """
@@ -36,7 +39,8 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> None:
     workers = max(min(workers or num_cores(), len(jobs)), 1)
     failed: NestlingError | None = None
     with interrupt.deferred():
-        running: list[BaseProcess] = [context.Process(target=_work, args=(jobs[i::workers],)) for i in range(workers)]
+        following = context.Value("i", 0)
+        running: list[BaseProcess] = [context.Process(target=_work, args=(jobs, following)) for _ in range(workers)]
         for process in running:
             process.start()
         told = False
@@ -62,7 +66,8 @@ def run_jobs(jobs: Sequence[Job], workers: int | None = None) -> None:
         raise failed
 
 
-def _work(jobs: Sequence[Job]) -> None:
+def _work(jobs: Sequence[Job], following: Synchronized[int]) -> None:
+    """``following``: the number of the job that is to be begun next, shared by all processes."""
     interrupt.install()
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -71,7 +76,13 @@ def _work(jobs: Sequence[Job]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    for job in jobs:
+    while True:
+        with following.get_lock():
+            number = following.value
+            following.value += 1
+        if number >= len(jobs):
+            return
+        job = jobs[number]
         began = time.monotonic()
         try:
             job.function(*job.arguments)

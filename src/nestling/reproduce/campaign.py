@@ -59,10 +59,7 @@ class Campaign:
             # One thread each in what counts its own: scikit-learn's solvers.
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             run_jobs(
-                [
-                    Job(place.folder.name, carry_out, (trial, place, self.deadline))
-                    for trial, place in evenly(open_ones)
-                ],
+                [Job(place.folder.name, carry_out, (trial, place, self.deadline)) for trial, place in open_ones],
                 workers=1 if self.on_gpu() else None,
             )
         records: dict[int, list[dict[str, Any]]] = {seed: [] for seed in self.seeds}
@@ -82,16 +79,6 @@ class Campaign:
         import torch
 
         return self.device.startswith("cuda") or (self.device == "auto" and torch.cuda.is_available())
-
-
-def evenly(jobs: Sequence[Any]) -> list[Any]:
-    """The jobs for two processes that take turns: every other pair is swapped, as neighbours are a training and its
-    twin, which takes longer."""
-    swapped = []
-    for start in range(0, len(jobs), 2):
-        pair = list(jobs[start : start + 2])
-        swapped += pair[::-1] if start // 2 % 2 else pair
-    return swapped
 
 
 def carry_out(trial: Trial, place: Place, deadline: float) -> None:
