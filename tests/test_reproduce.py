@@ -127,6 +127,10 @@ DIGITS = Table(
 )
 
 
+def digits(folder: Path, *seeds: int) -> Campaign:
+    return Campaign(table=DIGITS, scale="smoke", seeds=seeds or (0,), folder=folder, trainings=folder / "trainings")
+
+
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(TABLES, "digits", DIGITS)
@@ -153,7 +157,7 @@ def test_the_result_is_what_the_interface_says(tmp_path: Path) -> None:
 
 
 def test_finished_trials_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    campaign = Campaign(table=DIGITS, scale="smoke", seeds=[0, 1], folder=tmp_path)
+    campaign = digits(tmp_path, 0, 1)
     first = campaign.run()
     assert [len(records) for records in first.values()] == [2, 2]
     assert {p.name for p in tmp_path.glob("*.json")} == {
@@ -164,7 +168,7 @@ def test_finished_trials_are_read_back(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_another_recipe_is_not_mistaken_for_the_same(tmp_path: Path) -> None:
-    campaign = Campaign(table=DIGITS, scale="smoke", seeds=[0], folder=tmp_path)
+    campaign = digits(tmp_path)
     campaign.run()
     (made, seed), *_ = campaign.trials()
     place = campaign.place(made, seed)
@@ -175,7 +179,7 @@ def test_another_recipe_is_not_mistaken_for_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tables")
 def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
-    campaign = Campaign(table=DIGITS, scale="smoke", seeds=[0], folder=tmp_path, deadline=time.time() - 1)
+    campaign = replace(digits(tmp_path), deadline=time.time() - 1)
     result = result_of(campaign, campaign.run(), "")
     assert result["missing"] == ["layers-0", "end-to-end-0"] and not list(tmp_path.iterdir())
     assert any("goes on from here" in line for line in text_of(DIGITS, result))
@@ -185,7 +189,7 @@ def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_trials_run_side_by_side(tmp_path: Path) -> None:
-    campaign = Campaign(table=DIGITS, scale="small", seeds=[0], folder=tmp_path)
+    campaign = replace(digits(tmp_path), scale="small")
     assert [len(records) for records in campaign.run().values()] == [2]
 
 
@@ -231,8 +235,13 @@ def test_a_table_speaks_of_rows_that_it_has(name: str) -> None:
         }
         named = [table.floor.row, *(row for c in table.claims for row, _ in (c.more, c.less))]
         assert {*named, *(row for row, _ in table.printed)} <= rows
-        folders = [Campaign(table=table, scale=scale, seeds=[0], folder=Path()).place(t, 0).folder for t in trials]
-        assert len(set(folders)) == len(folders)
+        campaign = Campaign(table=table, scale=scale, seeds=[0], folder=Path(), trainings=Path())
+        places = [campaign.place(t, 0) for t in trials]
+        assert len({place.record for place in places}) == len(trials)
+        if scale != "smoke":
+            # Else two processes would train the same network at once.
+            folders = [place.training(t) for t, place in zip(trials, places) if "network" not in t.options]
+            assert len(set(folders)) == len(folders)
         json.dumps([t.key() for t in trials])
 
 

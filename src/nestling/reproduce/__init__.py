@@ -1,14 +1,16 @@
 """The tables of the papers, by name: ``nestling reproduce NAME``."""
 
-from nestling.reproduce.layerwise_cifar import CIFAR10, COMPRESSION, DOWNSAMPLING, SEPARABILITY, UNCONVERGED
+from nestling.reproduce.layerwise_cifar import CIFAR10, DOWNSAMPLING, SEPARABILITY
 from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WIDTH
 from nestling.reproduce.layerwise_memory import MEMORY
+from nestling.reproduce.layerwise_remarks import CLOSING, COMPRESSION, UNCONVERGED
 from nestling.reproduce.table import Table
 
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         CIFAR10,
+        CLOSING,
         SEPARABILITY,
         DOWNSAMPLING,
         WIDTH,

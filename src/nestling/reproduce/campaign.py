@@ -1,4 +1,4 @@
-"""A table's trainings: several at once, each in a run folder of its own, and read back where they are finished."""
+"""A table's trials: several at once, each with a record of its own, and read back where they are finished."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ class Campaign:
     scale: str
     seeds: Sequence[int]
     folder: Path
+    """Holds a record for each trial."""
+    trainings: Path
+    """Holds the run folders, which other tables of this scale share."""
     data_dir: str | None = None
     device: str = "auto"
     deadline: float = float("inf")
@@ -41,7 +44,8 @@ class Campaign:
         """Where one trial works."""
         name = f"{re.sub(r'[^a-z0-9]+', '-', trial.row.lower()).strip('-')}-{seed}"
         return Place(
-            folder=self.folder / name,
+            record=self.folder / f"{name}.json",
+            trainings=self.trainings,
             seed=seed,
             data_dir=self.data_dir,
             device=self.device,
@@ -59,7 +63,7 @@ class Campaign:
             # One thread each in what counts its own: scikit-learn's solvers.
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             run_jobs(
-                [Job(place.folder.name, carry_out, (trial, place, self.deadline)) for trial, place in open_ones],
+                [Job(place.record.stem, carry_out, (trial, place, self.deadline)) for trial, place in open_ones],
                 workers=1 if self.on_gpu() else None,
             )
         records: dict[int, list[dict[str, Any]]] = {seed: [] for seed in self.seeds}
@@ -72,7 +76,7 @@ class Campaign:
     def missing(self) -> list[str]:
         """Trials that are not finished, by the names of their folders."""
         places = [(trial, self.place(trial, seed)) for trial, seed in self.trials()]
-        return [place.folder.name for trial, place in places if stored(trial, place) is None]
+        return [place.record.stem for trial, place in places if stored(trial, place) is None]
 
     def on_gpu(self) -> bool:
         """Where trainings come one after the other."""
@@ -93,18 +97,13 @@ def carry_out(trial: Trial, place: Place, deadline: float) -> None:
         "seconds": round(time.monotonic() - began, 2),
         "commit": commit(),
     }
-    write_json(record_of(place), record)
-
-
-def record_of(place: Place) -> Path:
-    """The file beside the run folder that holds what was measured."""
-    return place.folder.with_name(place.folder.name + ".json")
+    write_json(place.record, record)
 
 
 def stored(trial: Trial, place: Place) -> dict[str, Any] | None:
     """The record of a trial that is finished, None where it is not, or was another one."""
     try:
-        record = json.loads(record_of(place).read_text(encoding="utf-8"))
+        record = json.loads(place.record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if record.get("key") == json.loads(json.dumps(trial.key())) else None

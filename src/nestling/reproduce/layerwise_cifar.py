@@ -1,15 +1,15 @@
-"""The layerwise tables on CIFAR-10: Table 2, Figure 2, Table 5, and Section 4.3 on stopping early and compressing."""
+"""The layerwise tables on CIFAR-10: Table 2, Figure 2 and Table 5."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from nestling.methods.layerwise import Layerwise
-from nestling.reproduce.layerwise import on_cifar, passes, rises, rows_of, trial, twin
-from nestling.reproduce.probes import pruning, separability
+from nestling.reproduce.layerwise import better, on_cifar, rises, rows_of, trial, twin
+from nestling.reproduce.measures import ENSEMBLE, SINGLE
+from nestling.reproduce.probes import separability
 from nestling.reproduce.table import Claim, Floor, Table, Trial
 
-SINGLE, ENSEMBLE = "single", "ensemble"
 KS = (1, 2, 3)
 
 
@@ -24,10 +24,6 @@ def cifar10_trials(scale: str) -> list[Trial]:
             trial(scale, f"k={k} end-to-end, a J-th", twin(recipe, recipe.num_blocks), rows),
         ]
     return found
-
-
-def better(id: str, text: str, more: str, less: str, paper: float | None, column: str = SINGLE) -> Claim:
-    return Claim(id=id, text=text, more=(more, column), less=(less, column), paper=paper)
 
 
 def gap(k: int, paper: float | None, column: str = SINGLE, most: float = 0.014) -> Claim:
@@ -80,8 +76,10 @@ CIFAR10 = Table(
 
 def separable(scale: str, k: int, width: int, aux_width: int) -> Layerwise:
     """Section 4.2: five layers, no downsampling between them."""
+    recipe = on_cifar(scale, k)
     return replace(
-        on_cifar(scale, k),
+        recipe,
+        epochs=4 if scale == "small" else recipe.epochs,
         width=width,
         aux_width=aux_width,
         num_blocks=5,
@@ -93,7 +91,7 @@ def separable(scale: str, k: int, width: int, aux_width: int) -> Layerwise:
 def separability_trials(scale: str) -> list[Trial]:
     rows = rows_of(scale, "cifar10")
     widths, aux = ((64, 128, 256), 256) if scale == "paper" else ((16, 32), 32)
-    epochs = {"smoke": 1, "small": 4, "paper": 50}[scale]
+    epochs = {"smoke": 1, "small": 2, "paper": 50}[scale]
     layers = (5,) if scale == "smoke" else (1, 2, 3, 4, 5)
     options = {"epochs": epochs, "width": 4 if scale == "smoke" else aux, "layers": layers}
     found = []
@@ -102,8 +100,9 @@ def separability_trials(scale: str) -> list[Trial]:
             trial(scale, f"k={k}, {name}", separable(scale, k, width, aux), rows, separability, options)
             for width, name in zip(widths, WIDTHS[-len(widths) :])
         ]
-        recipe = twin(separable(scale, k, widths[-1], aux))
-        found.append(trial(scale, f"k={k} end-to-end", recipe, rows, separability, options))
+        if k != 2 or scale != "small":
+            recipe = twin(separable(scale, k, widths[-1], aux))
+            found.append(trial(scale, f"k={k} end-to-end", recipe, rows, separability, options))
     return found
 
 
@@ -114,7 +113,8 @@ SEPARABILITY = Table(
     name="layerwise-separability",
     paper="Shallow Learning for Deep Networks, Figure 2 and Section 4.2",
     about="Test accuracy of probes on the maps behind each layer: one-versus-rest logistic regression on 2x2 averages, "
-    "and networks of 1 and 2 convolutions. Five layers of equal width; at small the input is halved first.",
+    "and networks of 1 and 2 convolutions. Five layers of equal width; at small the input is halved first, a layer has "
+    "four epochs, and k=2 no twin.",
     trials=separability_trials,
     floor=Floor(row="k=3 end-to-end", column="CNN-2 layer 5", least=0.5),
     claims=[
@@ -149,11 +149,8 @@ DOWNSAMPLINGS = {"strided": 0.878, "space-to-depth": 0.883, "average": 0.876, "m
 def downsampling_trials(scale: str) -> list[Trial]:
     rows = rows_of(scale, "cifar10")
     base = replace(on_cifar(scale, 1), num_blocks=5, downsample_at=(1, 3))
-    found = []
-    for name in DOWNSAMPLINGS:
-        recipe = replace(base, downsampling=name)
-        found += [trial(scale, name, recipe, rows), trial(scale, f"{name} end-to-end", twin(recipe), rows)]
-    return found
+    found = [trial(scale, name, replace(base, downsampling=name), rows) for name in DOWNSAMPLINGS]
+    return [*found, trial(scale, f"{base.downsampling} end-to-end", twin(base), rows)]
 
 
 DOWNSAMPLING = Table(
@@ -170,88 +167,5 @@ DOWNSAMPLING = Table(
         )
         for name, value in DOWNSAMPLINGS.items()
         if name != "space-to-depth"
-    ],
-)  # fmt: skip
-
-
-def unconverged_trials(scale: str) -> list[Trial]:
-    rows = rows_of(scale, "cifar10")
-    recipe = on_cifar(scale, 2)
-    full, few = (50, 10) if scale == "paper" else (8, 1)
-    layers = recipe.num_blocks
-    mixed = replace(recipe, epochs=(*[few] * (layers - 1), full))
-    return [
-        trial(scale, "trained", recipe, rows),
-        trial(scale, "stopped early", replace(recipe, epochs=few), rows),
-        trial(scale, "all but the last stopped early", mixed, rows),
-        trial(scale, "end-to-end", twin(recipe), rows),
-    ]
-
-
-UNCONVERGED = Table(
-    name="layerwise-unconverged",
-    paper="Shallow Learning for Deep Networks, Section 4.3 (a remark without numbers)",
-    about="k=2 on cifar10: layers that stop after a fifth (small: an eighth) of their epochs, and those on them.",
-    trials=unconverged_trials,
-    floor=Floor(row="end-to-end", column=SINGLE, least=0.6),
-    claims=[
-        *rises("stopped early", "", 4, "accuracy"),
-        Claim(
-            id="last-on-stopped",
-            text="a last layer that is trained, on layers that stopped early, is better than one trained layer",
-            more=("all but the last stopped early", SINGLE),
-            less=("trained", "layer 1"),
-        ),
-        Claim(
-            id="last-on-stopped-over-third",
-            text="that last layer is better than the stopped layer below it",
-            more=("all but the last stopped early", "layer 4"),
-            less=("all but the last stopped early", "layer 3"),
-        ),
-    ],
-)
-
-
-def compression_trials(scale: str) -> list[Trial]:
-    rows = rows_of(scale, "cifar10")
-    wide, narrow = (128, 64) if scale == "paper" else (32, 16)
-    tuning = 20 if scale == "paper" else 2
-    base = replace(on_cifar(scale, 3), num_blocks=3, downsample_at=(), width=wide, aux_width=wide)
-    pruned = replace(base, prune_to=0.5, prune_epochs=tuning, final_aux_width=narrow)
-    baseline = replace(base, width=narrow, aux_width=narrow)
-    end_to_end = replace(twin(baseline), epochs=passes(pruned))
-    if scale == "paper":
-        # Section 4.3: 120 epochs, the rate divided every 25; the layers, their tuning and the reduction take more.
-        drops = tuple(25 * i / 120 for i in range(1, 5))
-        end_to_end = replace(end_to_end, epochs=120, optimizer=replace(base.optimizer, drops=drops))
-    return [
-        trial(scale, "pruned", pruned, rows, pruning, whole=False),
-        trial(scale, "not pruned", base, rows, whole=False),
-        trial(scale, "layerwise, narrow from the start", baseline, rows, whole=False),
-        trial(scale, "end-to-end", end_to_end, rows, whole=False),
-    ]
-
-
-COMPRESSION = Table(
-    name="layerwise-compression",
-    paper="Shallow Learning for Deep Networks, Section 4.3",
-    about="k=3, three layers without downsampling on cifar10: half of each layer's filters removed once it is trained, "
-    "the last classifier as narrow. Validation accuracy before and after: these rows, 10 %, do not train.",
-    trials=compression_trials,
-    floor=Floor(row="end-to-end", column=SINGLE, least=0.55),
-    printed={("pruned", SINGLE): 0.876, ("end-to-end", SINGLE): 0.875},
-    claims=[
-        Claim(
-            id="pruned-near-end-to-end",
-            text="the pruned network loses less than a point to the end-to-end network of the same architecture",
-            more=("pruned", SINGLE),
-            less=("end-to-end", SINGLE),
-            paper=0.001,
-            least=-0.01,
-        ),
-        better(
-            "pruned-over-narrow", "it is better than layers that are narrow from the start", "pruned",
-            "layerwise, narrow from the start", None,
-        ),
     ],
 )  # fmt: skip

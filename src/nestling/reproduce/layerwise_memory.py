@@ -6,7 +6,8 @@ is of smaller networks, trained whole.
 
 from __future__ import annotations
 
-import time
+import json
+from contextlib import suppress
 from dataclasses import replace
 
 from nestling.engine.estimate import estimate
@@ -15,7 +16,7 @@ from nestling.engine.runtime import Runtime
 from nestling.methods.layerwise import Layerwise
 from nestling.models.build import build_model
 from nestling.reproduce.layerwise import on_cifar, rows_of, trial, twin
-from nestling.reproduce.measures import accuracies, load
+from nestling.reproduce.measures import accuracies, load, took
 from nestling.reproduce.table import Cell, Claim, Floor, Place, Rows, Table, Trial
 from nestling.seeds import derive
 
@@ -69,11 +70,11 @@ def plan_epochs(plan: Layerwise) -> list[int]:
 
 def timed(trial: Trial, place: Place) -> list[Cell]:
     """Accuracies, and the seconds of the whole training where it was not interrupted."""
-    fresh = not place.folder.exists()
-    load(trial.rows, place.data_dir)
-    began = time.monotonic()
     cells = [c for c in accuracies(trial, place) if c.column in ("single", "ensemble")]
-    return [*cells, Cell(trial.row, "seconds in all", time.monotonic() - began)] if fresh else cells
+    with suppress(OSError):
+        seconds = json.loads(took(place.training(trial)).read_text(encoding="utf-8"))["seconds"]
+        cells.append(Cell(trial.row, "seconds in all", seconds))
+    return cells
 
 
 def memory_trials(scale: str) -> list[Trial]:

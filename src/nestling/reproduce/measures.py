@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,7 +16,11 @@ from nestling.data.loader import DeviceData
 from nestling.engine.fit import Run, fit
 from nestling.engine.predict import predict
 from nestling.engine.runtime import Runtime
+from nestling.files import write_json
 from nestling.reproduce.table import Cell, Place, Rows, Trial
+
+SINGLE, ENSEMBLE = "single", "ensemble"
+"""Columns: the last classifier, and all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +52,28 @@ def load(rows: Rows, data_dir: str | None) -> tuple[LabelledData, LabelledData]:
 
 
 def trained(trial: Trial, place: Place) -> Trained:
-    """Train the trial's recipe, or read it back."""
+    """Train the trial's recipe, or read it back; how long a training took that nothing interrupted is noted beside."""
     train, test = load(trial.rows, place.data_dir)
+    folder = place.training(trial)
+    began = None if folder.exists() else time.monotonic()
     run = fit(
         trial.recipe,
         train,
-        out=place.folder,
+        out=folder,
         seed=place.seed,
         device=place.device,
         precision=place.precision,
         verbose=False,
         whole=trial.whole,
     )
+    if began is not None:
+        write_json(took(folder), {"seconds": round(time.monotonic() - began, 2)})
     return Trained(run=run, train=train, test=test, runtime=Runtime.choose(place.device, place.precision))
+
+
+def took(folder: Path) -> Path:
+    """The file that says how long a training took."""
+    return folder.with_name(f"{folder.name}.json")
 
 
 def accuracies(trial: Trial, place: Place) -> list[Cell]:
@@ -74,9 +89,9 @@ def by_depth(row: str, found: Trained, data: LabelledData, top: int | None = Non
     """The accuracies on some rows."""
     logits, labels = found.logits(data)
     layers = {name.replace("-", " "): s for name, s in logits.items() if name.startswith("layer-")}
-    named: Mapping[str, Tensor] = {**layers, "single": list(layers.values())[-1]}
+    named: Mapping[str, Tensor] = {**layers, SINGLE: list(layers.values())[-1]}
     if len(layers) > 1:
-        named = {**named, "ensemble": logits[found.level]}
+        named = {**named, ENSEMBLE: logits[found.level]}
     cells = [share(row, name, scores, labels) for name, scores in named.items()]
     if top:
         cells += [share(row, f"top-{top} {name}", scores, labels, top) for name, scores in named.items()]

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -104,7 +103,7 @@ def reductions(trial: Trial, place: Place) -> list[Cell]:
     values = {**vars(trial.recipe), "final_aux_width": None}
     for row, width in trial.options.get("narrower", {}).items():
         recipe = Reduction(**{**values, "final_aux_width": width})
-        folder = place.folder.with_name(f"{place.folder.name}-{width}")
+        folder = place.training(trial, narrower=width)
         run = fit(
             recipe, found.train, copy.deepcopy(found.run.model), folder, place.seed, place.device, place.precision,
             verbose=False, whole=trial.whole,
@@ -166,8 +165,8 @@ def from_scratch(trial: Trial, place: Place) -> list[Cell]:
         for number in range(trial.options["scratch_splits"]):
             chosen = per_class(data.labels[:, -1], trial.options["per_class"], derive(place.seed, "scratch", number))
             run = fit(
-                trial.recipe, data.subset(chosen), out=Path(f"{place.folder}-{target}-{number}"), seed=place.seed,
-                device=place.device, precision=place.precision, verbose=False, whole=True,
+                trial.recipe, data.subset(chosen), out=place.training(trial, target=target, split=number),
+                seed=place.seed, device=place.device, precision=place.precision, verbose=False, whole=True,
             )  # fmt: skip
             rest = data.subset(~chosen)
             runtime = Runtime.choose(place.device, place.precision)

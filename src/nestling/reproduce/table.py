@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,13 +50,25 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a trial works: its run folder, and where data and device are."""
+    """Where a trial works, and where data and device are."""
 
-    folder: Path
+    record: Path
+    """The file that its figures are written to."""
+    trainings: Path
+    """The folder of all run folders of this scale: tables share what they train alike."""
     seed: int
     data_dir: str | None
     device: str
     precision: str
+
+    def training(self, trial: Trial, **more: Any) -> Path:
+        """The run folder of a trial's network, named by all that its weights depend on.
+
+        ``more``: of a network that is made from it.
+        """
+        told = json.dumps({**trial.trained_by(), "precision": self.precision, **more}, sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:12]
+        return self.trainings / f"{trial.recipe.method}-{digest}-{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +92,17 @@ class Trial:
         """All that its figures depend on, as JSON."""
         return {
             "row": self.row,
+            **self.trained_by(),
+            "measure": f"{self.measure.__module__}.{self.measure.__qualname__}",
+            "options": dict(self.options),
+        }
+
+    def trained_by(self) -> dict[str, Any]:
+        """All that its weights depend on besides seed and precision, as JSON."""
+        return {
             "method": self.recipe.method,
             "recipe": to_dict(self.recipe),
             "rows": vars(self.rows),
-            "measure": f"{self.measure.__module__}.{self.measure.__qualname__}",
-            "options": dict(self.options),
             "whole": self.whole,
         }
 
@@ -127,8 +147,6 @@ class Table:
     seeds: Mapping[str, int] = field(default_factory=lambda: {"smoke": 1, "small": 1, "paper": 1})
     units: Mapping[str, str] = field(default_factory=dict)
     """Of columns that are no shares, by how they begin: bytes, seconds, millions."""
-    within: str | None = None
-    """The table whose folder holds these trainings, which are among its own."""
     fixed: Callable[[], list[Cell]] = list
     """Cells that no training is needed for."""
 
