@@ -1,4 +1,4 @@
-"""docs/results.md and the README's table, written from results/*.json: ``python benchmarks/publish.py``."""
+"""The pages of results and the README's tables, written from results/*.json: ``python benchmarks/publish.py``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nestling.files import write_text
+from nestling.reproduce import TABLES
+from nestling.reproduce.result import text_of
 
-START, END = "<!-- results -->", "<!-- end of results -->"
+START, END = "<!-- {} -->", "<!-- end of {} -->"
 TITLES = {
     "demo": "Handwritten digits: the demo",
     "mnist": "MNIST with 5 % fine labels",
@@ -91,21 +93,58 @@ def section(name: str, result: dict[str, Any]) -> str:
     return "\n".join([*lines, *table(result, columns_of(result)), *claims(result), ""])
 
 
+def reproduced(name: str, result: dict[str, Any]) -> str:
+    """A table of a paper as a section: as the command prints it, and its figure."""
+    commits = ", ".join(commit[:10] for commit in str(result["commit"]).split(", "))
+    made = f"`{result['command']}`, {result['hardware']}, commit {commits}, {result['seconds'] / 60:.0f} minutes of "
+    lines = [f"## {name}", "", f"{made}training and measuring, one thread each.", "", "```text"]
+    lines += [*text_of(TABLES[name], result), "```", ""]
+    if (Path("results") / f"{name}.png").exists():
+        lines += [f"![{name}](../results/{name}.png)", ""]
+    return "\n".join(lines)
+
+
+def at_depth(result: dict[str, Any]) -> list[str]:
+    """The README's lines of layerwise training: k = 1, 2, 3 beside their twins."""
+    shown = {"single": "last classifier", "ensemble": "ensemble"}
+    twins = {"end-to-end": "end-to-end", "end-to-end, a J-th": "end-to-end, a quarter of the images"}
+    cells = {(r["row"], r["column"]): value(r) for r in result["table"]}
+    lines = ["| | " + " | ".join([*shown.values(), *twins.values()]) + " |", "|---|" + "---:|" * 4]
+    for k in ("k=1", "k=2", "k=3"):
+        mine = [*(cells.get((k, c), "-") for c in shown), *(cells.get((f"{k} {t}", "single"), "-") for t in twins)]
+        lines.append("| " + " | ".join([k, *mine]) + " |")
+    return lines
+
+
+def between(text: str, name: str, lines: list[str]) -> str:
+    """``text`` with the lines between the marks of that name."""
+    start, end = START.format(name), END.format(name)
+    before, rest = text.split(start)
+    return before + "\n".join([start, *lines, "", end]) + rest.split(end)[1]
+
+
 def main() -> None:
-    """Write both pages."""
+    """Write all of them."""
     order = list(TITLES)
     found = {path.stem: json.loads(path.read_text()) for path in Path("results").glob("*.json")}
-    found = {name: r for name, r in found.items() if "table" in r}
+    tables = {name: found[name] for name in TABLES if name in found}
+    found = {name: r for name, r in found.items() if "table" in r and name not in TABLES}
     names = sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
     intro = "# Results\n\nWritten from `results/*.json` by `python benchmarks/publish.py`.\n"
     notes = "Overconfidence is mean confidence minus accuracy, in points.\n"
     write_text("docs/results.md", "\n".join([intro, notes, *(section(name, found[name]) for name in names)]))
+    for paper in sorted({name.partition("-")[0] for name in tables}):
+        sections = [reproduced(name, r) for name, r in tables.items() if name.startswith(paper)]
+        title = f"# Results: the tables of {paper}"
+        source = f"Written from `results/{paper}-*.json` by `python benchmarks/publish.py`."
+        write_text(f"docs/results-{paper}.md", "\n".join([title, "", source, "", *sections]))
+    readme = Path("README.md").read_text()
     if "demo" in found:
-        readme = Path("README.md").read_text()
-        before, rest = readme.split(START)
-        after = rest.split(END)[-1] if END in rest else rest
-        text = "\n".join([START, TEXTS["demo"], "", *table(found["demo"], readme_columns(found["demo"])), "", END])
-        write_text("README.md", before + text + after)
+        lines = [TEXTS["demo"], "", *table(found["demo"], readme_columns(found["demo"]))]
+        readme = between(readme, "results", lines)
+    if "layerwise-cifar10" in tables:
+        readme = between(readme, "layerwise", at_depth(tables["layerwise-cifar10"]))
+    write_text("README.md", readme)
 
 
 if __name__ == "__main__":
