@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -22,14 +23,19 @@ def mark(folder: Path, number: int, after: int = 0, seconds: float = 0.0) -> Non
         file.write(str(os.getpid()))
 
 
+def wait(folder: Path) -> bool:
+    return False
+
+
 def fail(folder: Path) -> None:
     raise DataError("there is nothing to read")
 
 
-def test_each_job_is_done_once_by_whichever_process_is_free(tmp_path: Path) -> None:
+def test_each_job_is_done_once_by_whichever_process_is_free(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The first job ends when all the others have, which the other process does meanwhile."""
     jobs = [Job(str(number), mark, (tmp_path, number, 0 if number else 5)) for number in range(6)]
-    run_jobs(jobs, workers=2)
+    run_jobs([*jobs, Job("late", wait, (tmp_path,))], workers=2)
+    assert set(re.findall(r"(.*): trained in", capfd.readouterr().err)) == {job.name for job in jobs}
     workers = [(tmp_path / str(number)).read_text() for number in range(6)]
     assert len(set(workers)) == 2 and workers.count(workers[0]) == 1
 

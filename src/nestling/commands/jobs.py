@@ -21,7 +21,7 @@ from nestling.errors import Interrupted, NestlingError
 
 @dataclass(frozen=True)
 class Job:
-    """A call of a function that can be imported, whose result lies in files."""
+    """A call of a function that can be imported, whose result lies in files; False says that nothing was done."""
 
     name: str
     function: Callable[..., Any]
@@ -85,8 +85,9 @@ def _work(jobs: Sequence[Job], following: Synchronized[int]) -> None:
         job = jobs[number]
         began = time.monotonic()
         try:
-            job.function(*job.arguments)
+            done = job.function(*job.arguments)
         except NestlingError as error:
             print(f"nestling: {job.name}: {' '.join(str(error).split())}", file=sys.stderr)
             sys.exit(error.exit_code)
-        print(f"{job.name}: trained in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+        if done is not False:
+            print(f"{job.name}: trained in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)

@@ -85,10 +85,10 @@ class Campaign:
         return self.device.startswith("cuda") or (self.device == "auto" and torch.cuda.is_available())
 
 
-def carry_out(trial: Trial, place: Place, deadline: float) -> None:
-    """Train and measure one trial, and write its record; nothing where the deadline is over."""
+def carry_out(trial: Trial, place: Place, deadline: float) -> bool:
+    """Train and measure one trial, and write its record; False, and nothing, where the deadline is over."""
     if time.time() > deadline:
-        return
+        return False
     began = time.monotonic()
     cells = trial.measure(trial, place)
     record = {
@@ -98,6 +98,7 @@ def carry_out(trial: Trial, place: Place, deadline: float) -> None:
         "commit": commit(),
     }
     write_json(place.record, record)
+    return True
 
 
 def stored(trial: Trial, place: Place) -> dict[str, Any] | None:
