@@ -15,7 +15,10 @@ import torch
 import nestling.reproduce.campaign as campaigns
 from nestling.config import apply, read_config
 from nestling.data.dataset import LabelledData
+from nestling.data.sources import load_data
 from nestling.engine.fit import fit
+from nestling.errors import DataError
+from nestling.methods.baselines import EndToEnd
 from nestling.methods.layerwise import Layerwise
 from nestling.models.build import build_model
 from nestling.reproduce import TABLES
@@ -23,7 +26,8 @@ from nestling.reproduce.campaign import Campaign, pack, stored, unpack
 from nestling.reproduce.layerwise import on_cifar, on_imagenet, trial, twin
 from nestling.reproduce.probes import Reduction, per_class
 from nestling.reproduce.result import result_of, text_of
-from nestling.reproduce.table import SCALES, Cell, Claim, Floor, Rows, Table, Trial
+from nestling.reproduce.rows import Rows
+from nestling.reproduce.table import SCALES, Cell, Claim, Floor, Table, Trial
 from nestling.reproduce.verdict import decide, difference, gather, summary
 from nestling.taxonomy import Taxonomy
 from running import nestling, refuse, succeed
@@ -213,6 +217,35 @@ def test_without_data_it_says_where_they_belong(tmp_path: Path, monkeypatch: pyt
     options = ("--scale", "smoke", "--out", tmp_path / "runs", "--data-dir", tmp_path)
     done = nestling("reproduce", "layerwise-transfer", *options)
     assert done.code == 5 and "tiny_imagenet32/train.parquet" in done.err
+
+
+def test_unbalanced_classes_and_rows_to_choose_by(tmp_path: Path) -> None:
+    rows = Rows(source="digits", sizes=(80, 20), validation=10)
+    parts = rows.load(None)
+    assert parts.validation is not None and rows.load(None).train.index.tolist() == parts.train.index.tolist()
+    counts = np.bincount(parts.train.labels[:, -1])
+    # 80 * (1/4) ** (i/9), the class of most rows first.
+    assert sorted(counts.tolist(), reverse=True) == [80, 69, 59, 50, 43, 37, 32, 27, 23, 20]
+    natural = np.bincount(load_data("digits").labels[:, -1])
+    assert counts.argmax() == natural.argmax()
+    assert set(np.bincount(parts.validation.labels[:, -1])) == {10}
+    assert not set(parts.validation.index) & set(parts.train.index)
+    with pytest.raises(DataError, match=r"has \d+ rows, and 130 to train on and 10 to choose by"):
+        replace(rows, sizes=(130, 20)).load(None)
+    assert rows.key() == {"source": "digits", "sizes": (80, 20), "validation": 10}
+
+
+def test_a_share_to_choose_by() -> None:
+    parts = Rows(source="digits", train=200, validation=0.1).load(None)
+    assert parts.validation is not None and (len(parts.train), len(parts.validation)) == (180, 20)
+    assert not set(parts.validation.index) & set(parts.train.index)
+
+
+def test_every_row_trains_and_those_given_choose(toy_data: LabelledData) -> None:
+    train, kept = toy_data.subset(range(100)), toy_data.subset(range(100, 140))
+    run = fit(EndToEnd(epochs=1), train, validation=kept, whole=True, verbose=False)
+    assert ("rows", "100 training, 40 validation, 0 calibration", "all train") in run.decisions
+    assert "validation loss" in run.history[0]
 
 
 # The tables --------------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ def fit(
     precision: auto, fp32, bf16 or fp16.
     workers: processes that decode pictures ahead, where these do not fit into memory; by default one less than there
         are cores, at most 8. The result does not depend on it.
-    whole: train on every row: there are no validation and no calibration rows, and nothing can be chosen by them.
+    whole: train on every row of ``data``: there are no calibration rows, and no validation rows but those given.
 
     Raises UsageError for settings that cannot be, DivergedError where a loss, gradient or metric is not finite,
     StorageError for files and BusyError where another process holds ``out``.
@@ -123,7 +123,10 @@ def fit(
                 whole=whole,
             )
     given = 0 if validation is None else len(validation)
-    train, validation = (data, data.subset([])) if whole else cut_rows(data, validation, seed)
+    if whole:
+        train, validation = data, data.subset([]) if validation is None else validation
+    else:
+        train, validation = cut_rows(data, validation, seed)
     calibration = len(data) + given - len(train) - len(validation)
     if out is not None:
         out.recognise("training data", fingerprint([train, validation]), "the hash by which a resume knows them again")

@@ -14,7 +14,8 @@ from typing import Any
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Optimizer
 from nestling.reproduce.measures import SINGLE, accuracies
-from nestling.reproduce.table import Cell, Claim, Place, Rows, Trial
+from nestling.reproduce.rows import Rows
+from nestling.reproduce.table import Cell, Claim, Place, Trial
 
 Measure = Callable[[Trial, Place], list[Cell]]
 

@@ -17,7 +17,8 @@ from nestling.methods.layerwise import Layerwise
 from nestling.models.build import build_model
 from nestling.reproduce.layerwise import on_cifar, rows_of, trial, twin
 from nestling.reproduce.measures import accuracies, load, took
-from nestling.reproduce.table import Cell, Claim, Floor, Place, Rows, Table, Trial
+from nestling.reproduce.rows import Rows
+from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial
 from nestling.seeds import derive
 
 KS = (1, 2, 3)
@@ -42,7 +43,7 @@ def costs(trial: Trial, place: Place) -> list[Cell]:
     """
     recipe, network = trial.recipe, trial.options["network"]
     assert isinstance(recipe, Layerwise)
-    train, _ = load(trial.rows, place.data_dir)
+    train = load(trial.rows, place.data_dir).train
     runtime = Runtime.choose(place.device, place.precision)
     cells, found = [], {}
     for name, plan in plans(recipe).items():

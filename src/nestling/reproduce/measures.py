@@ -17,7 +17,8 @@ from nestling.engine.fit import Run, fit
 from nestling.engine.predict import predict
 from nestling.engine.runtime import Runtime
 from nestling.files import write_json
-from nestling.reproduce.table import Cell, Place, Rows, Trial
+from nestling.reproduce.rows import Parts, Rows
+from nestling.reproduce.table import Cell, Place, Trial
 
 SINGLE, ENSEMBLE = "single", "ensemble"
 """Columns: the last classifier, and all of them."""
@@ -46,29 +47,32 @@ class Trained:
 
 
 @lru_cache(maxsize=2)
-def load(rows: Rows, data_dir: str | None) -> tuple[LabelledData, LabelledData]:
+def load(rows: Rows, data_dir: str | None) -> Parts:
     """The rows, held for the next trial of this process."""
     return rows.load(data_dir)
 
 
 def trained(trial: Trial, place: Place) -> Trained:
     """Train the trial's recipe, or read it back; how long a training took that nothing interrupted is noted beside."""
-    train, test = load(trial.rows, place.data_dir)
+    parts = load(trial.rows, place.data_dir)
     folder = place.training(trial)
     began = None if folder.exists() else time.monotonic()
     run = fit(
         trial.recipe,
-        train,
+        parts.train,
         out=folder,
         seed=place.seed,
         device=place.device,
         precision=place.precision,
+        validation=parts.validation,
+        backbone=trial.backbone,
         verbose=False,
         whole=trial.whole,
     )
     if began is not None:
         write_json(took(folder), {"seconds": round(time.monotonic() - began, 2)})
-    return Trained(run=run, train=train, test=test, runtime=Runtime.choose(place.device, place.precision))
+    runtime = Runtime.choose(place.device, place.precision)
+    return Trained(run=run, train=parts.train, test=parts.test, runtime=runtime)
 
 
 def took(folder: Path) -> Path:

@@ -10,30 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from nestling.config import to_dict
-from nestling.data.dataset import LabelledData
-from nestling.data.sources import load_data
 from nestling.errors import unknown
 from nestling.methods.recipe import Recipe
+from nestling.reproduce.rows import Rows
 
 SCALES = ("smoke", "small", "paper")
 PRECISION = {"smoke": "fp32", "small": "fp32", "paper": "auto"}
 """Below the paper's scale figures are the same wherever they are made."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Which rows of a set train, and which are tested on; None for all of a split."""
-
-    source: str
-    train: int | None = None
-    test: int | None = None
-    split: str = "test"
-    image_size: int | None = None
-
-    def load(self, data_dir: str | None) -> tuple[LabelledData, LabelledData]:
-        """Training and test rows."""
-        train = load_data(self.source, "train", data_dir, image_size=self.image_size, first=self.train)
-        return train, load_data(self.source, self.split, data_dir, image_size=self.image_size, first=self.test)
 
 
 @dataclass(frozen=True)
@@ -86,7 +69,8 @@ class Trial:
     options: Mapping[str, Any] = field(default_factory=dict)
     """For ``measure``."""
     whole: bool = True
-    """Every row trains; else a tenth is kept for validation, and a tenth for calibration."""
+    """Every training row trains; else a tenth is kept for validation, and a tenth for calibration."""
+    backbone: str = "auto"
 
     def key(self) -> dict[str, Any]:
         """All that its figures depend on, as JSON."""
@@ -102,8 +86,9 @@ class Trial:
         return {
             "method": self.recipe.method,
             "recipe": to_dict(self.recipe),
-            "rows": vars(self.rows),
+            "rows": self.rows.key(),
             "whole": self.whole,
+            "backbone": self.backbone,
         }
 
 
