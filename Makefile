@@ -16,7 +16,7 @@ help:
 	@echo 'make demo       train on handwritten digits, compare, report: runs/demo'
 	@echo 'make test       the tests (a few minutes)'
 	@echo 'make test-long  the tests marked long; records the run in results/test-long.json'
-	@echo 'make bench      speed beside what there is to compare with: results/bench.json; ROWS=loop,help for some'
+	@echo 'make bench      speed and memory beside what there is to compare with: results/bench.json; ROWS=loop,help for some'
 	@echo 'make lint       ruff and pyright'
 	@echo 'make docs       the documentation, as docs/_build/index.html'
 	@echo 'make format     let ruff mend what it can'

@@ -1,7 +1,8 @@
 """How fast we are, beside what there is to compare with: ``python benchmarks/bench.py [--rows loop,help]``.
 
 Rows with two sides measure both in turns, in short bursts, and take the median of the pairs: a neighbour who takes the
-cores for a while takes them from both. Prints a line for each row and writes results/bench.json. About five minutes.
+cores for a while takes them from both. Prints a line for each row and a table of memory, and writes results/bench.json.
+A quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # As the command line sets it, before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from epochs import against_checkpointing, deep_against_early
 from loops import TINY, Bare, Size, beside, checkpointing, made, network
+from memory import beside as ways
+from memory import lines, table
 from paired import Row, in_turns, process
 
 from nestling.data.transforms import Augmentation
@@ -108,6 +113,27 @@ def import_(folder: Path, size: Size) -> Row:
     )
 
 
+def share(name: str, figure: str, text: str, rival: str, target: float, folder: Path, size: Size) -> Row:
+    """Of the memory that another way of training the network of k = 1 takes, what layerwise training does."""
+    found = ways(size.networks["k=1"])
+    ours, theirs = ([found[way][figure] / 1e6] for way in ("layerwise", rival))
+    return Row(name=name, text=text, unit="MB", ours=ours, theirs=theirs, target=target, at_least=False)
+
+
+def epoch_of_rival(folder: Path, size: Size) -> Row:
+    """Less memory may be had for more time, too: layerwise training must not be what takes longer."""
+    ours, theirs = against_checkpointing(size)
+    text = "an epoch of the last layer over one of the whole network with checkpoints"
+    return Row(name="epoch-checkpointing", text=text, unit="s", ours=ours, theirs=theirs, target=1.0, at_least=False)
+
+
+def cached_epoch(folder: Path, size: Size) -> Row:
+    """On kept maps a layer costs what it costs itself, however deep it stands."""
+    ours, theirs = deep_against_early(size)
+    text = "an epoch of layer 5 over one of layer 2, on kept maps"
+    return Row(name="cached-epoch", text=text, unit="s", ours=ours, theirs=theirs, target=1.15, at_least=False)
+
+
 ROWS: dict[str, Callable[[Path, Size], Row]] = {
     "loop": loop,
     "default": default,
@@ -115,33 +141,53 @@ ROWS: dict[str, Callable[[Path, Size], Row]] = {
     "checkpoint": saving,
     "help": help_,
     "import": import_,
+    **{
+        name: partial(share, name, figure, f"{text} of layerwise training over those of {rival}", rival, target)
+        for name, figure, text, rival, target in (
+            ("memory", "tensors", "bytes of tensors", "end-to-end", 0.40),
+            ("resident", "resident", "resident bytes", "end-to-end", 0.40),
+            ("memory-checkpointing", "tensors", "bytes of tensors", "checkpointing", 1.0),
+            ("resident-checkpointing", "resident", "resident bytes", "checkpointing", 1.0),
+        )
+    },
+    "epoch-checkpointing": epoch_of_rival,
+    "cached-epoch": cached_epoch,
 }
+TABLE = "memory-table"
+"""What every network takes by each way, which no target is set for."""
 
 
 def main() -> None:
     """Measure, print and write."""
+    known = [*ROWS, TABLE]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default="", help=f"some of {','.join(ROWS)}; by default all")
+    parser.add_argument("--rows", default="", help=f"some of {','.join(known)}; by default all")
     parser.add_argument("--out", default="results/bench.json")
     parser.add_argument("--tiny", action="store_true", help="so small that the figures mean nothing: does it run?")
     options = parser.parse_args()
-    names = [name for name in options.rows.split(",") if name] or list(ROWS)
+    names = [name for name in options.rows.split(",") if name] or known
     for name in names:
-        if name not in ROWS:
-            raise SystemExit(str(unknown("row", name, ROWS)))
+        if name not in known:
+            raise SystemExit(str(unknown("row", name, known)))
+    size = TINY if options.tiny else Size()
     began, found = time.monotonic(), []
     Path("runs").mkdir(exist_ok=True)
     # On the disk that runs are written to, not in memory as a /tmp may be.
     with tempfile.TemporaryDirectory(prefix="bench-", dir="runs") as folder:
         for name in names:
-            row = ROWS[name](Path(folder) / name, TINY if options.tiny else Size())
-            found.append(row.record())
-            print(row.line(), flush=True)
+            if name in ROWS:
+                row = ROWS[name](Path(folder) / name, size)
+                found.append(row.record())
+                print(row.line(), flush=True)
+    memory = table(size.networks) if TABLE in names else []
+    for line in lines(memory):
+        print(line)
     write_json(
         options.out,
         {
             "name": "bench",
             "rows": found,
+            "memory": memory,
             "command": " ".join(["python", *sys.argv]),
             "commit": commit(),
             "hardware": f"{hardware()}, {'with' if cpu_has_bf16() else 'without'} bf16 instructions",

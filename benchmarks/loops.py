@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from networks import NETWORKS, SMALL, Network
 from paired import seconds
 
 from nestling.data.dataset import LabelledData
@@ -46,9 +47,21 @@ class Size:
     """Processes that are started of each kind."""
     run_seconds: float = 60.0
     """Of the run whose checkpoints are timed."""
+    networks: Mapping[str, Network] = field(default_factory=lambda: NETWORKS)
+    """Whose memory is measured."""
 
 
-TINY = Size(backbone="conv:4/8", side=8, num_rows=256, batch=32, burst=2, rounds=2, starts=1, run_seconds=0.5)
+TINY = Size(
+    backbone="conv:4/8",
+    side=8,
+    num_rows=256,
+    batch=32,
+    burst=2,
+    rounds=2,
+    starts=1,
+    run_seconds=0.5,
+    networks=SMALL,
+)
 
 
 def made(size: Size) -> LabelledData:

@@ -1,7 +1,7 @@
-"""Memory of layerwise training beside end-to-end and activation checkpointing: ``python benchmarks/memory.py WAY K``.
+"""Memory of layerwise training beside end-to-end and activation checkpointing.
 
-Each way trains in a process of its own and prints JSON: bytes of tensors (as ``engine.estimate`` counts them), and
-resident memory above that of the same process when torch and the data were loaded.
+Each way trains in a process of its own, since the memory that a process has had does not come back whole:
+``python benchmarks/memory.py layerwise '{"k": 1}'`` prints what one takes as JSON.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-WAYS = ("layerwise", "end-to-end", "checkpointing")
+import torch
+from loops import Size, made
+from networks import WAYS, Network
 
+from nestling.engine.estimate import estimate
+from nestling.engine.fit import fit, seeded
+from nestling.engine.runtime import Runtime
+from nestling.models.build import build_model
+from nestling.models.model import Model
 
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """A network and its batch."""
-
-    k: int = 1
-    width: int = 64
-    num_blocks: int = 8
-    side: int = 32
-    batch: int = 256
-    steps: int = 3
-    backbone: str = "auto"
+EPOCH = 50_000
+"""Rows, CIFAR-10's, that seconds are of."""
 
 
 def resident() -> int:
@@ -35,78 +35,89 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak() -> int:
+def most_resident() -> int:
     """The most that it has had in memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def measure(way: str, setting: Setting) -> dict[str, Any]:
-    """Train a few steps of the last layer's stage, where the most lies below it; of all layers for the others."""
-    import torch
-    from loops import Size, made
+def measure(way: str, network: Network, threads: int) -> dict[str, Any]:
+    """Bytes that training takes, and seconds; the first on one thread, the others on ``threads``.
 
-    from nestling.engine.estimate import estimate
-    from nestling.engine.fit import fit, seeded
-    from nestling.engine.runtime import Runtime
-    from nestling.methods import Layerwise, Optimizer
-    from nestling.methods.layerwise import ALL
-    from nestling.models.build import build_model
+    tensors: weights, gradients, the optimiser's state and what is saved for the backward pass, of the dearest problem;
+    peak: all tensors at the highest moment of a step; resident: what the process has in memory at its highest, above
+    what it had when torch and the data were loaded. Seconds are of epochs of ``EPOCH`` rows: the mean over the
+    problems, and of one epoch of each.
+    """
+    data = made(Size(side=network.side, num_rows=2 * network.batch))
+    nothing = data.subset(range(0))
+    recipe = network.recipe(way)
 
+    def model() -> Model:
+        with seeded(0):
+            return build_model(data.taxonomy, data.image_shape, network.backbone, recipe.method, recipe.network())
+
+    # More threads have more working memory, by how the work falls to them.
     torch.set_num_threads(1)
-    data = made(Size(side=setting.side, num_rows=2 * setting.batch))
-    recipe = Layerwise(
-        k=setting.k,
-        width=setting.width,
-        num_blocks=setting.num_blocks,
-        downsample_at=(),
-        norm="none" if setting.k == 1 else "batch",
-        batch_size=setting.batch,
-        steps_per_epoch=setting.steps,
-        epochs=1,
-        augmentation="crop-mirror",
-        optimizer=Optimizer(name="sgd", lr=1e-3),
-    )
-    if way != "layerwise":
-        recipe = replace(recipe, together=ALL, recompute=way == "checkpointing")
-    runtime = Runtime.choose("cpu", "fp32")
-    with seeded(0):
-        model = build_model(data.taxonomy, data.image_shape, setting.backbone, "layerwise", recipe.network())
     # What torch imports when it makes its first optimiser is torch's.
     torch.optim.SGD([torch.zeros(1)])
     idle = resident()
-    fit(recipe, data, model, device="cpu", precision="fp32", validation=data.subset(range(8)), verbose=False)
-    above = peak() - idle
-    with seeded(0):
-        model = build_model(data.taxonomy, data.image_shape, setting.backbone, "layerwise", recipe.network())
-    found = estimate(recipe, model, data, data.subset(range(8)), runtime, steps=setting.steps)
-    trained = [e for e in found if e.peak]
-    most = max(trained, key=lambda e: e.peak)
+    fit(recipe, data, model(), device="cpu", precision="fp32", verbose=False, whole=True)
+    above = most_resident() - idle
+    torch.set_num_threads(threads)
+    found = estimate(recipe, model(), data, nothing, Runtime.choose("cpu", "fp32"), steps=1)
+    # The last stage only calibrates.
+    problems = [e for e in found if e.gradients]
+    assert recipe.steps_per_epoch is not None
+    seconds = [e.seconds / recipe.steps_per_epoch * EPOCH / network.batch for e in problems]
     return {
-        "way": way,
-        "tensors": max(e.parameters + e.gradients + e.optimizer + e.activations for e in trained),
-        "peak": max(e.memory for e in trained),
+        "tensors": max(e.parameters + e.gradients + e.optimizer + e.activations for e in problems),
+        "peak": max(e.memory for e in problems),
         "resident": above,
-        "seconds per epoch": max(e.seconds for e in trained),
-        "seconds in all": sum(e.seconds for e in trained),
-        "stage": most.name,
+        "seconds per epoch": sum(seconds) / len(seconds),
+        "seconds in all": sum(seconds),
     }
 
 
-def beside(setting: Setting) -> dict[str, dict[str, Any]]:
-    """Every way, one process after the other."""
+@cache
+def beside(network: Network) -> dict[str, dict[str, Any]]:
+    """Every way, one process after the other; measured once."""
     found = {}
     for way in WAYS:
-        command = [sys.executable, str(Path(__file__)), way, json.dumps(vars(setting))]
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**os.environ, "KINETO_LOG_LEVEL": "99"}
-        )
+        command = [sys.executable, __file__, way, json.dumps(asdict(network)), str(torch.get_num_threads())]
+        # torch tells of each profile that it makes, and of memory that was there before.
+        quiet = {"KINETO_LOG_LEVEL": "99", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **quiet})
         found[way] = json.loads(done.stdout)
     return found
 
 
+def table(networks: Mapping[str, Network]) -> list[dict[str, Any]]:
+    """Every way of every network, as it stands in results/bench.json."""
+    return [
+        {"network": name, "way": way, **figures}
+        for name, network in networks.items()
+        for way, figures in beside(network).items()
+    ]
+
+
+def lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    """The table on the terminal: MB, each with its share of end-to-end's, and seconds."""
+    if not found:
+        return
+    kinds = ("tensors", "peak", "resident")
+    yield "network  way            " + "".join(f"{kind + ', MB':>19}" for kind in kinds) + "  s per epoch  s in all"
+    whole = {row["network"]: row for row in found if row["way"] == "end-to-end"}
+    for row in found:
+        bytes_ = "".join(f"{row[k] / 1e6:10.1f} ({row[k] / whole[row['network']][k]:6.3f})" for k in kinds)
+        yield (
+            f"{row['network']:8} {row['way']:15}{bytes_}{row['seconds per epoch']:13.1f}{row['seconds in all']:10.1f}"
+        )
+
+
 def main() -> None:
-    print(json.dumps(measure(sys.argv[1], Setting(**json.loads(sys.argv[2])))))
+    way, network, *threads = sys.argv[1:]
+    print(json.dumps(measure(way, Network(**json.loads(network)), int(*threads or ["1"]))))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Row:
         low, high = found["spread"]
         sides = f"{found['ours']:.4g}" + ("" if found["theirs"] is None else f" and {found['theirs']:.4g}")
         return (
-            f"{self.name:12} {found['value']:8.3f}  [{low:.3f}, {high:.3f}]  target {found['target']:8} "
+            f"{self.name:22} {found['value']:8.3f}  [{low:.3f}, {high:.3f}]  target {found['target']:8} "
             f"{'met' if self.met else 'NOT MET':8} {self.text}: {sides} {self.unit}"
         )
 

@@ -6,12 +6,17 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = ("loop", "default", "augment", "checkpoint", "help", "import")
+SPEED = ("loop", "default", "augment", "checkpoint", "help", "import")
+MEMORY = ("memory", "resident", "memory-checkpointing", "resident-checkpointing", "epoch-checkpointing", "cached-epoch")
+ROWS = SPEED + MEMORY
+WAYS = ["layerwise", "end-to-end", "checkpointing"]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -26,13 +31,25 @@ def test_every_row_is_measured_and_written(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "bench.json").read_text())
     assert written.keys() >= {"command", "commit", "hardware", "versions", "seconds"}
     assert tuple(row["name"] for row in written["rows"]) == ROWS
-    for row, line in zip(written["rows"], done.stdout.splitlines(), strict=True):
+    lines = done.stdout.splitlines()
+    for row, line in zip(written["rows"], lines):
         low, high = row["spread"]
         assert low <= row["value"] <= high
         assert row["met"] in (True, False)
         assert (row["ratio"] is None) == (row["measure"] != "ours / theirs")
         assert line.startswith(row["name"])
         assert row["target"] in line
+    titles, *below = lines[len(ROWS) :]
+    figures = ["tensors", "peak", "resident", "seconds per epoch", "seconds in all"]
+    assert all(figure.replace("seconds", "s") in titles for figure in figures)
+    for row, line, (network, way) in zip(written["memory"], below, product(("k=1", "vgg11"), WAYS), strict=True):
+        assert (row["network"], row["way"]) == (network, way) and line.split()[:2] == [network, way]
+        assert all(row[figure] > 0 for figure in figures) and row["peak"] > row["tensors"]
+    # One measurement serves the rows and the table.
+    shares = {row["name"]: (row["ours"], row["theirs"]) for row in written["rows"]}
+    mine, whole, rival = written["memory"][:3]
+    for name, figure, other in zip(MEMORY, ("tensors", "resident") * 2, (whole, whole, rival, rival)):
+        assert shares[name] == pytest.approx((mine[figure] / 1e6, other[figure] / 1e6))
 
 
 def test_an_unknown_row_is_refused(tmp_path: Path) -> None:
@@ -55,6 +72,42 @@ def test_each_loop_is_the_first_in_every_other_round(tmp_path: Path, monkeypatch
     # A pair of bursts warms up.
     assert "".join(order) == 3 * "oobbbboo"
     assert [len(side) for side in found] == [4, 4] and min(*found[0], *found[1]) > 0
+
+
+@pytest.mark.parametrize(("way", "more"), [("end-to-end", 4 * 4 * 16 * 16 * 16 + 3 * 592), ("layerwise", 592 + 6800)])
+def test_what_one_layer_more_takes(way: str, more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End-to-end: the map of 16 rows, and 4 x 4 x 9 + 4 numbers thrice: weights, gradients and momentum.
+
+    Layer by layer: weights alone, those of a classifier of 4 x 4 x 100 + 100 among them.
+    """
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import memory
+    from networks import Network
+
+    networks = [Network(width=4, num_blocks=blocks, side=16, batch=16) for blocks in (3, 4)]
+    found = [memory.measure(way, network, 1)["tensors"] for network in networks]
+    assert found[1] - found[0] == more
+
+
+def test_both_problems_of_a_pair_train_on_kept_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole epoch at each call, of the named layer alone."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import epochs
+    import loops
+
+    size, computed = loops.TINY, []
+    data = loops.made(replace(size, side=16, num_rows=32))
+    network = size.networks["k=1"]
+    side = epochs.Epochs(network.recipe("layerwise", augmentation="none"), "layer-5", data)
+    model = side.run.engine.model
+    for number, block in enumerate(model.blocks, 1):  # type: ignore[arg-type]
+        block.register_forward_hook(lambda *_, number=number: computed.append(number))
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    side()
+    side()
+    assert computed == [5] * 4
+    changed = {name.split(".")[1] for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == {"4", "layer-5"}
 
 
 @pytest.fixture

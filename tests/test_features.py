@@ -137,7 +137,14 @@ def assert_close(one: nn.Module, other: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"norm": "batch", **PRUNED}, VIEWS, {"together": 2}, {"micro_batch": 10}],
+    [
+        {},
+        {"num_blocks": 5, "downsample_at": ()},
+        {"norm": "batch", **PRUNED},
+        VIEWS,
+        {"together": 2},
+        {"micro_batch": 10},
+    ],
     ids=str,
 )
 def test_the_weights_are_those_of_a_run_without(options: dict[str, Any], toy_data: LabelledData) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from killing import (
     LIMIT,
+    STEPS_PER_EPOCH,
     TRAIN,
     Process,
     Step,
@@ -24,6 +25,7 @@ from killing import (
     in_imports,
     in_the_end,
     in_training,
+    num_saved,
     phase,
     wait_until,
 )
@@ -114,6 +116,38 @@ def test_twenty_at_random_moments(
     record_property("seconds to exit", seconds)
     record_property("moments", dict(phases))
     assert len(phases) == 3, phases
+
+
+SCORED = """
+import sys, time
+from pathlib import Path
+from nestling.engine import predict, select
+
+predict.PIXELS_AT_ONCE = 1
+passed = select.predict
+
+def slowly(*arguments, obey, **options):
+    def late():
+        with Path(sys.argv[1] + "-scored").open("a") as file:
+            file.write("a batch\\n")
+        time.sleep(2)
+        obey()
+    return passed(*arguments, obey=late, **options)
+
+select.predict = slowly
+"""
+
+
+def test_stopped_while_validation_rows_are_scored(tmp_path: Path, undisturbed: tuple[Path, list[Step]]) -> None:
+    """Of five batches, which would take ten seconds, not all are waited for."""
+    process = Process(tmp_path, *TRAIN, before=SCORED)
+    scored = Path(f"{process.steps}-scored")
+    assert process.wait_for(scored.exists)
+    code, out, err = process.end(signal.SIGTERM)
+    assert (code, out) == (143, ""), err
+    assert re.search(r"stopped by signal 15 in stage coarse epoch 0 step \d+, while .*; saved", err.splitlines()[-1])
+    assert len(scored.read_text().splitlines()) < 4
+    assert num_saved(process.run, undisturbed[1]) == len(process.taken()) == STEPS_PER_EPOCH
 
 
 def test_stopped_before_there_is_anything_to_save(tmp_path: Path) -> None:

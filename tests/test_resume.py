@@ -15,8 +15,10 @@ from torch import Tensor
 
 from nestling import files
 from nestling.data.dataset import LabelledData
-from nestling.engine import runtime
+from nestling.engine import predict, runtime
+from nestling.engine import stage as engine_stage
 from nestling.engine.fit import Run, fit
+from nestling.engine.select import Judge
 from nestling.engine.stage import LOG_EVERY, StageRun
 from nestling.errors import BusyError, DataError, Interrupted, StorageError, UsageError
 from nestling.files import read_lines
@@ -25,6 +27,7 @@ from nestling.methods.baselines import EndToEnd
 from nestling.methods.recipe import Context, Optimizer, Recipe, Select, Stage
 from nestling.models.build import build_model
 from nestling.models.model import Model
+from nestling.objectives.calibration import negative_log_likelihood
 from nestling.objectives.terms import CrossEntropy
 from small import (
     RECIPES,
@@ -403,6 +406,96 @@ def test_hooks_are_replayed_not_run_again(
     assert broken == whole
     assert_same_run(run, expected)
     assert run.decisions[-1] == expected.decisions[-1] and run.decisions[-1][0] == "drawn"
+
+
+def compared(hooks: list[str]) -> Recipe:
+    """Epochs that are compared on all training rows, and a hook before each comparison, which draws at random."""
+
+    def after_epoch(context: Context) -> None:
+        hooks.append("after_epoch")
+        context.objective.terms[0].noise += torch.rand(3)  # type: ignore[operator]
+
+    def build(model: Model, data: LabelledData) -> dict:
+        select = Select(negative_log_likelihood, "training loss", split="train", start=True)
+        return {"objective": 1.0 * Noted(), "after_epoch": after_epoch, "select": select}
+
+    return one_stage(build, epochs=3, steps_per_epoch=2)
+
+
+def test_stopped_while_epochs_are_compared(
+    toy_data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two of six batches: what is saved is the last step's, and neither a step nor a hook comes twice."""
+    monkeypatch.setattr(predict, "PIXELS_AT_ONCE", 1)
+    whole, broken, batches, original = [], [], [], Judge.score
+
+    def score(judge: Judge, obey: Callable[[], object]) -> tuple[float, dict]:
+        def count() -> None:
+            batches[-1] += 1
+            obey()
+
+        batches.append(0)
+        return original(judge, count)
+
+    monkeypatch.setattr(Judge, "score", score)
+    watch = Watch(monkeypatch)
+    expected = quick(compared(whole), toy_data, tmp_path / "whole")
+    assert batches == [6] * 4 and len(watch.taken) == 6
+    steps, watch.taken = watch.taken, []
+    # The start; then, in each process, the comparison behind the one that the process before was stopped in.
+    for nth, place in ((1, "0 step 0"), (2, "0 step 2"), (2, "1 step 2"), (2, "2 step 2")):
+        batches.clear()
+        monkeypatch.setattr(
+            "nestling.interrupt.received", lambda nth=nth: 15 if len(batches) == nth and batches[-1] == 2 else None
+        )
+        with pytest.raises(Interrupted, match=f"in stage only epoch {place}, while its weights were compared; saved"):
+            quick(compared(broken), toy_data, tmp_path / "broken")
+    monkeypatch.setattr("nestling.interrupt.received", lambda: None)
+    run = quick(compared(broken), toy_data, tmp_path / "broken")
+    assert watch.taken == steps and broken == whole == ["after_epoch"] * 3
+    assert_same_run(run, expected)
+
+
+@pytest.mark.parametrize("way", ["predict", "batches"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_stopped_in_a_hook(
+    way: str, saved: bool, toy_data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once where the epoch before it was saved: it runs anew. Else it comes to its end, and no step is lost."""
+    monkeypatch.setattr(engine_stage, "CHECKPOINT_SHARE", 1e12 if saved else 1e-12)
+    begun, ended = [], []
+
+    def at_end(context: Context) -> None:
+        begun.append(1)
+        _ = context.predict(context.train) if way == "predict" else list(context.batches(context.train))
+        ended.append(1)
+        context.model.calibration.set_temperatures("fine", 1 + float(torch.rand(())))
+
+    recipe = one_stage(lambda model, data: {"at_end": at_end}, epochs=2, steps_per_epoch=2)
+    expected = quick(recipe, toy_data, tmp_path / "whole")
+    watch = Watch(monkeypatch)
+    monkeypatch.setattr("nestling.interrupt.received", lambda: 2 if len(begun) == 2 else None)
+    with pytest.raises(Interrupted, match=r"in a hook of stage only; saved" if saved else r"after stage only; saved"):
+        quick(recipe, toy_data, tmp_path / "broken")
+    assert len(ended) == (1 if saved else 2)
+    monkeypatch.setattr("nestling.interrupt.received", lambda: None)
+    run = quick(recipe, toy_data, tmp_path / "broken")
+    assert len(watch.taken) == 4 and len(ended) == 2
+    assert_same_run(run, expected)
+
+
+def test_stopped_while_temperatures_are_fitted(
+    data: LabelledData, unbroken: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage without steps has nothing to save."""
+    asked: list[str] = []
+    original = StageRun.predict
+    monkeypatch.setattr(StageRun, "predict", lambda run, rows: (asked.append(run.stage.name), original(run, rows))[1])
+    monkeypatch.setattr("nestling.interrupt.received", lambda: 15 if asked == ["temperature"] else None)
+    with pytest.raises(Interrupted, match="in a hook of stage temperature; saved"):
+        train("nested", data, tmp_path / "run")
+    monkeypatch.setattr("nestling.interrupt.received", lambda: None)
+    assert_same_run(train("nested", data, tmp_path / "run"), unbroken("nested")[0])
 
 
 def test_a_hook_broken_off_draws_the_same_again(

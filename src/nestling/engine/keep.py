@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from nestling import collective
+from nestling.data.batch import Batch
+from nestling.data.dataset import LabelledData
 from nestling.engine.checkpoint import Saved, collect, optimizer_tensors, pick, restore_optimizer
 from nestling.engine.optim import build_optimizer
 from nestling.engine.plan import order_of
+from nestling.engine.predict import predict
 from nestling.engine.step import NotFinite, check_weights, listed_rows, mark_trainable
 from nestling.engine.tensorboard import TensorBoard
 from nestling.errors import DivergedError, StorageError, UsageError
 from nestling.methods.recipe import Context, Hook, Stage
+from nestling.models.model import Outputs
 from nestling.models.weights import reshape, restore
 from nestling.objectives.terms import Objective
 from nestling.seeds import derive
@@ -43,6 +47,8 @@ class Progress:
     """Offset in metrics.jsonl."""
     running: list[float] = field(default_factory=lambda: [0.0, 0.0])
     """Sum of the training loss in this epoch, and the number of its steps."""
+    hooked: bool = False
+    """Whether ``after_epoch`` has run for this epoch: a stop while its weights are compared must not run it twice."""
 
 
 class StageState:
@@ -58,8 +64,8 @@ class StageState:
             objective=objective,
             train=engine.train,
             validation=engine.validation,
-            predict=engine.predict,
-            batches=lambda data: engine.device_data(data).batches(),
+            predict=self.predict,
+            batches=self.batches,
             note=self.note,
             epochs=stage.epochs,
         )
@@ -74,6 +80,8 @@ class StageState:
         self.board = TensorBoard(None, stage.name, 0)
         self.saved_at = time.monotonic()
         self.save_seconds = 0.0
+        self.place: tuple[int, int] | None = None
+        """Epoch and step of the newest checkpoint."""
 
     @contextmanager
     def finite(self, rows: np.ndarray | None = None) -> Iterator[None]:
@@ -138,6 +146,26 @@ class StageState:
         """What a hook sees of this moment."""
         return replace(self.context, epoch=self.progress.epoch)
 
+    def predict(self, data: LabelledData) -> tuple[Outputs, Tensor]:
+        """As the engine predicts, for a hook."""
+        return predict(self.engine.model, self.engine.device_data(data), self.engine.runtime, obey=self.obey_in_hook)
+
+    def batches(self, data: LabelledData) -> Iterator[Batch]:
+        """All rows in their order, for a hook."""
+        for batch in self.engine.device_data(data).batches():
+            yield batch
+            self.obey_in_hook()
+
+    def obey_in_hook(self) -> None:
+        """Between batches: a signal ends a hook, which a resume runs anew, where no step would be taken twice for it.
+
+        What a hook has changed by then cannot be saved, and only the first of several processes runs it.
+        """
+        here = self.progress.epoch, self.progress.step
+        saved = self.engine.checkpoints is None or self.order is None or self.place == here
+        if saved and not collective.is_distributed():
+            self.engine.obey(f"in a hook of stage {self.stage.name}")
+
     def run_hook(self, hook: Hook, *moment: str | int) -> None:
         """Run a hook on rank 0, and give every process what it wrote, new shapes included."""
         self.synchronise()
@@ -183,6 +211,7 @@ class StageState:
         }
         saved = Saved(tensors, {**vars(state), "stage": self.stage.name, "scaler": self.scaler.state_dict()})
         engine.checkpoints.save(self.number, state.epoch, state.step, saved)
+        self.place = state.epoch, state.step
         self.saved_at = time.monotonic()
         self.save_seconds = self.saved_at - began
 
@@ -204,6 +233,7 @@ class StageState:
             )
         self.scaler.load_state_dict(state.pop("scaler"))
         self.progress = Progress(**state)
+        self.place = self.progress.epoch, self.progress.step
         self.put_back(saved.tensors, "the checkpoint")
         restore_optimizer(self.optimizer, pick("optimizer", saved.tensors))
         self.best = {name: t.to(engine.runtime.device) for name, t in pick("best", saved.tensors).items()} or None

@@ -230,12 +230,13 @@ class StageRun(StageState):
         self.synchronise()
         with self.finite():
             check_weights(self.weights())
-        if stage.after_epoch is not None:
+        if stage.after_epoch is not None and not state.hooked:
             self.run_hook(stage.after_epoch, "after epoch", state.epoch)
+            state.hooked = True
         if self.judge is not None:
             record |= self.compare(self.judge)
         state.history.append(record)
-        state.epoch, state.step, state.running = state.epoch + 1, 0, [0.0, 0.0]
+        state.epoch, state.step, state.running, state.hooked = state.epoch + 1, 0, [0.0, 0.0], False
         assert self.order is not None
         figures = {name: value for name, value in record.items() if name not in ("stage", "epoch")}
         self.board.add(state.epoch * self.order.steps, {"epoch": figures})
@@ -252,7 +253,7 @@ class StageRun(StageState):
         """Score the weights of this moment, and keep them where they are the best; what to record."""
         self.synchronise()
         with self.finite():
-            loss, record = judge.score()
+            loss, record = judge.score(self.obey_while_compared)
         state = self.progress
         state.losses.append(loss)
         if state.best is None or loss < state.best:
@@ -261,3 +262,10 @@ class StageRun(StageState):
         else:
             state.stale += 1
         return record
+
+    def obey_while_compared(self) -> None:
+        """Between the batches of a pass: where a signal has come, save and stop; a resume begins the pass anew."""
+        if collective.all_max([interrupt.received() or 0], self.engine.runtime.device)[0]:
+            self.save()
+            where = f"in stage {self.stage.name} epoch {self.progress.epoch} step {self.progress.step}"
+            self.engine.obey(f"{where}, while its weights were compared")
