@@ -58,7 +58,8 @@ class _InParts(torch.autograd.Function):
     def forward(context: Any, x: Tensor, module: nn.Module, *weights: Tensor) -> tuple[Tensor, Tensor]:
         kind = x.device.type
         context.module, context.weights = module, weights
-        context.autocast = {"dtype": torch.get_autocast_dtype(kind), "enabled": torch.is_autocast_enabled(kind)}
+        halves = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        context.dtype = torch.get_autocast_dtype(kind) if halves else None
         context.save_for_backward(x)
         return x.view_as(x), torch.cat([module(part) for part in x.chunk(PARTS)])
 
@@ -70,7 +71,8 @@ class _InParts(torch.autograd.Function):
         sums = [torch.zeros_like(weight) for weight in context.weights]
         for rows, mine, wanted in zip(x.chunk(PARTS), whole.chunk(PARTS), of_features.chunk(PARTS), strict=True):
             part = rows.detach().requires_grad_()
-            with torch.enable_grad(), torch.autocast(x.device.type, **context.autocast), _unseen():
+            halves = torch.autocast(x.device.type, context.dtype) if context.dtype is not None else nullcontext()
+            with torch.enable_grad(), halves, _unseen():
                 features = context.module(part)
             first, *others = torch.autograd.grad(features, [part, *context.weights], wanted)
             mine += first
