@@ -15,6 +15,7 @@ from nestling.errors import UsageError, listed, unknown
 from nestling.models.backbones import ConvBackbone, build_backbone
 from nestling.models.lean import InPlaceReLU
 from nestling.models.resnet import ResNet
+from nestling.models.timm_backbones import PREFIX, timm_layers
 
 DOWNSAMPLINGS = ("space-to-depth", "strided", "average", "max")
 
@@ -155,12 +156,18 @@ def doubling_widths(first: int, num_blocks: int, downsample_at: tuple[int, ...])
 
 
 def named_trunk(name: str, input_shape: tuple[int, int, int], norm: str) -> Trunk:
-    """The layers of a known network: vgg11, vgg13, vgg8b (or vgg11-16, by first width), residual blocks, ``conv:…``."""
+    """The layers of a known network: vgg11, vgg13, vgg8b (or vgg11-16, by first width), residual blocks, ``conv:…``.
+
+    ``timm:NAME`` is a model of timm, each stage of which is a layer.
+    """
     match = re.fullmatch(r"(vgg\d+b?)(?:-(\d{1,4}))?", name)
     if match and match[1] in VGG:
         return vgg_trunk(VGG[match[1]], int(match[2] or VGG[match[1]].widths[0]), input_shape, norm)
     if name.startswith("vgg"):
         raise unknown("backbone", name, VGG)
+    if name.startswith(PREFIX):
+        layers, maps = timm_layers(name, input_shape, norm)
+        return Trunk(layers, [m[0] for m in maps], [m[1:] for m in maps])
     backbone = build_backbone(name, input_shape, norm)
     if isinstance(backbone, ResNet):
         blocks = [backbone.stem, *(block for stage in backbone.stages for block in stage)]  # type: ignore[union-attr]

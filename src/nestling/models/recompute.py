@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-PARTS = 8
+PARTS = 16
 """Of a batch, whose inner maps are there one after the other."""
 
 
@@ -40,7 +40,7 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
 
 
 def in_parts(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` and ``module(x)``, whose inner maps are made again for an eighth of the rows at a time on the way back.
+    """``x`` and ``module(x)``, whose inner maps are made again for a sixteenth of the rows at a time on the way back.
 
     For modules that treat every row by itself, and are not the only reader of ``x``: the others take the one returned,
     whose gradient is added to in place, so that there are never two of them.
