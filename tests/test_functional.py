@@ -282,6 +282,62 @@ def test_level_cross_entropy_by_hand() -> None:
         functional.level_cross_entropy(logits, torch.tensor([0, 2]))
 
 
+def naive_similarity(rows: np.ndarray, labels: list[int], width: int) -> list[float]:
+    """Pair by pair, the classes one-hot; the correlation of two rows is the cosine of them less their means."""
+    onehot, known = np.eye(width), [j for j, label in enumerate(labels) if label >= 0]
+    values = []
+    for i, label in enumerate(labels):
+        gaps = [
+            np.corrcoef(rows[i], rows[j])[0, 1] - np.corrcoef(onehot[label], onehot[labels[j]])[0, 1] for j in known
+        ]
+        values.append(float(np.mean(np.square(gaps))) if label >= 0 else 0.0)
+    return values
+
+
+@pytest.mark.parametrize("width", [2, 3, 10])
+def test_similarity_matching_equals_a_loop(width: int) -> None:
+    rows = torch.randn(9, 5, generator=torch.Generator().manual_seed(width), dtype=torch.float64)
+    labels = torch.tensor([0, 1, -1, 1, width - 1, 0, -1, 0, 1])
+    expected = naive_similarity(rows.numpy(), labels.tolist(), width)
+    ours = functional.similarity_matching(rows, labels, width)
+    torch.testing.assert_close(ours, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+    part = functional.similarity_matching(rows[2:5], labels[2:5], width, (rows, labels))
+    torch.testing.assert_close(part, ours[2:5])
+    leaf = rows.clone().requires_grad_()
+    torch.autograd.gradcheck(lambda x: functional.similarity_matching(x, labels, width), leaf)
+
+
+def test_similarity_matching_by_hand() -> None:
+    """(1, 0) and (0, 1) are opposite once centred: -1, where 1 is wanted, or -1/2 of three classes, or -1 of two."""
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    for labels, width, value in (([0, 0], 3, (0 + 4) / 2), ([0, 1], 3, (0 + 0.25) / 2), ([0, 1], 2, 0.0)):
+        ours = functional.similarity_matching(rows, torch.tensor(labels), width)
+        torch.testing.assert_close(ours, torch.full((2,), value))
+
+
+def test_rows_without_a_direction_pull_nowhere() -> None:
+    """A dead layer's rows are all 0, and a level of one class tells nothing apart: finite, and a gradient of 0."""
+    rows = torch.zeros(3, 4, requires_grad=True)
+    value = functional.similarity_matching(rows, torch.tensor([0, 1, 1]), 2)
+    torch.testing.assert_close(value, torch.ones(3))
+    value.sum().backward()
+    assert rows.grad is not None and not rows.grad.any()
+    torch.testing.assert_close(
+        functional.similarity_matching(torch.eye(2), torch.tensor([0, 0]), 1), torch.tensor([1.0, 1.0])
+    )
+    assert functional.similarity_matching(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 2).shape == (0,)
+
+
+def test_similarity_matching_refuses_other_shapes() -> None:
+    rows, labels = torch.zeros(2, 4), torch.tensor([0, 1])
+    with pytest.raises(UsageError, match=r"expected features \(b, 4\) and labels \(b,\), got \(2, 4\) and \(3,\)"):
+        functional.similarity_matching(rows, torch.zeros(3, dtype=torch.int64), 2)
+    with pytest.raises(UsageError, match=r"expected features \(b, 4\) and labels \(b,\), got \(2, 3\) and \(2,\)"):
+        functional.similarity_matching(rows, labels, 2, (torch.zeros(2, 3), labels))
+    with pytest.raises(UsageError, match=r"labels: expected columns in \[0, 1\) or -1, got 0 to 1"):
+        functional.similarity_matching(rows, labels, 1)
+
+
 @pytest.mark.parametrize("taxonomy", TREES)
 def test_least_expected_distance_equals_a_loop(taxonomy: Taxonomy) -> None:
     finest = taxonomy.levels[-1]

@@ -16,7 +16,7 @@ from nestling.data import counter
 from nestling.data.transforms import Augmentation, Preprocessing
 from nestling.errors import DataError, UsageError
 
-ALL = Augmentation(rotation=12, translation=1.5, scale=0.2, crop=3, mirror=True)
+ALL = Augmentation(rotation=12, translation=1.5, scale=0.2, crop=3, mirror=True, cutout=4)
 
 
 def some_images(rows: int = 6, channels: int = 3, height: int = 10, width: int = 14) -> Tensor:
@@ -117,7 +117,7 @@ def test_crop_and_mirror_equal_slices(dtype: torch.dtype) -> None:
         if draws[row, 4] < 0.5:
             image = image[:, :, ::-1]
         padded = np.pad(image, ((0, 0), (3, 3), (3, 3)))
-        top, left = (math.floor(float(draw) * 7) for draw in draws[row, 5:])
+        top, left = (math.floor(float(draw) * 7) for draw in draws[row, 5:7])
         assert np.array_equal(ours[row].numpy(), padded[:, top : top + 10, left : left + 14])
     assert ours.dtype == dtype
 
@@ -132,6 +132,20 @@ def test_crop_and_mirror_take_every_value() -> None:
     image[0, 0, 2, 4] = 2
     flipped = Augmentation(mirror=True)(image.expand(2000, -1, -1, -1), 0, torch.arange(2000))[:, 0, 2, 0] == 2
     assert 900 < int(flipped.sum()) < 1100
+
+
+@pytest.mark.parametrize("side", [1, 4, 5, 40])
+def test_cutout_equals_slices(side: int) -> None:
+    """About a pixel of the image, cut off at its borders; all else stays."""
+    images, rows, key = some_images(40) | 1, torch.arange(100, 140), 9
+    ours = Augmentation(cutout=side)(images, key, rows)
+    draws = counter.uniform(key, rows, 9)
+    for row in range(40):
+        image = images[row].numpy().copy()
+        top, left = math.floor(float(draws[row, 7]) * 10) - side // 2, math.floor(float(draws[row, 8]) * 14) - side // 2
+        image[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
+        assert np.array_equal(ours[row].numpy(), image)
+    assert ours.dtype == torch.uint8
 
 
 def naive_affine(image: np.ndarray, angle: float, size: float, move: tuple[float, float]) -> np.ndarray:
@@ -197,6 +211,8 @@ def test_parameters_do_not_depend_on_each_other() -> None:
     images, rows = some_images(), torch.arange(6)
     both = Augmentation(crop=2, mirror=True)(images, 1, rows)
     assert torch.equal(Augmentation(crop=2)(Augmentation(mirror=True)(images, 1, rows), 1, rows), both)
+    three = Augmentation(crop=2, mirror=True, cutout=4)(images, 1, rows)
+    assert torch.equal(Augmentation(cutout=4)(both, 1, rows), three) and not torch.equal(three, both)
 
 
 def test_inputs_stay_as_they_are() -> None:
@@ -212,6 +228,7 @@ def test_augmentations_by_name() -> None:
     assert Augmentation.parse("none", (3, 32, 32)) == Augmentation()
     assert Augmentation.parse("crop", (3, 32, 32)) == Augmentation(crop=4)
     assert Augmentation.parse("crop-mirror", (1, 8, 16)) == Augmentation(crop=1, mirror=True)
+    assert Augmentation.parse("crop-mirror-cutout", (3, 32, 32)) == Augmentation(crop=4, mirror=True, cutout=16)
     assert Augmentation.auto(3, 32, 32) == Augmentation.parse("auto", (3, 32, 32)) == Augmentation(crop=4, mirror=True)
     grey = Augmentation.parse("auto", [1, 8, 8])
     assert grey == Augmentation.parse("affine", (1, 8, 8)) == Augmentation.auto(1, 8, 8)
@@ -222,7 +239,7 @@ def test_augmentations_by_name() -> None:
 
 
 def test_augmentation_refuses_what_cannot_be() -> None:
-    for wrong in ({"rotation": -1.0}, {"crop": -1}, {"scale": 1.0}, {"translation": -0.5}):
+    for wrong in ({"rotation": -1.0}, {"crop": -1}, {"scale": 1.0}, {"translation": -0.5}, {"cutout": -1}):
         with pytest.raises(UsageError, match="impossible augmentation"):
             Augmentation(**wrong)
     with pytest.raises(UsageError, match=r"images \(b, c, h, w\) and rows \(b,\), got \(6, 3, 10, 14\) and \(5,\)"):

@@ -22,7 +22,7 @@ from nestling.methods import FlatMarginal, Nested
 from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
 from nestling.objectives.reducers import Mean
-from nestling.objectives.terms import CrossEntropy
+from nestling.objectives.terms import CrossEntropy, SimilarityMatching
 from small import BACKBONE, one_stage, rows, small_model
 from toy_recipes import RECIPES, toy_model
 
@@ -34,6 +34,7 @@ CURVES: dict[str, Recipe] = {
         epochs=1, batch_size=8, norm="none", marginal=False, reading="exact", balance="rows", optimizer=SGD
     ),
     "layerwise": layerwise(augmentation="affine", views=2, together=2),
+    "layerwise, similar": layerwise(similarity=0.9, levels_at=("middle", "fine"), batch_size=23),
     "flat": FlatMarginal(epochs=2, batch_size=9, steps_per_epoch=7, norm="none", optimizer=SGD),
 }
 
@@ -108,6 +109,7 @@ def results() -> dict[str, Any]:
     found["metric"] = [record["score"] for record in run.history]
     found["gradient of the mean"] = gradient_of_the_mean()
     found["gradient through a gather"] = gradient_through_a_gather()
+    found["gradient of similarity matching"] = gradient_of_similarity_matching()
     return found
 
 
@@ -129,6 +131,18 @@ def gradient_through_a_gather() -> list[float]:
     (pairs**2).sum().backward()
     assert values.grad is not None
     return collective.all_sum(values.grad).tolist()
+
+
+def gradient_of_similarity_matching() -> list[float]:
+    """Of nine rows, two of them without a label, both of which fall to the first process."""
+    features = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([0, 1, -1, 0, 2, 2, -1, 0, 1])
+    mine = slice(collective.rank(), None, collective.world_size())
+    batch = Batch(features[mine], labels[mine, None], torch.arange(9)[mine], ("only",))
+    term = SimilarityMatching("only", 3)
+    term.reducer(*term(Outputs({}, {"only": features[mine]}, features[mine]), batch), batch).backward()
+    assert features.grad is not None
+    return (collective.all_sum(features.grad) / collective.world_size()).flatten().tolist()
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from nestling import __version__
 from nestling.data.decode import MAX_PIXELS
 from nestling.data.transforms import Preprocessing
-from nestling.errors import DataError, NestlingError, StorageError, UsageError, listed
+from nestling.errors import DataError, MissingExtraError, NestlingError, StorageError, UsageError, listed
 from nestling.evaluate.predictor import Predictor
 from nestling.files import write_folder
 from nestling.models.build import rebuild
@@ -124,7 +124,7 @@ def load_bundle(path: Path | str) -> Bundle:
         check_weights(planned, tensors, preprocessing)
         model = rebuild(taxonomy, config["model"])
         restore(model, tensors, str(folder / "model.safetensors"))
-    except StorageError:
+    except (StorageError, MissingExtraError):
         raise
     # torch complains of impossible sizes by RuntimeError.
     except (

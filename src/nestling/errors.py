@@ -24,6 +24,10 @@ class UsageError(NestlingError, ValueError):
     exit_code = 2
 
 
+class MissingExtraError(UsageError):
+    """An optional package that is not installed, or cannot be imported."""
+
+
 class DataError(NestlingError, ValueError):
     """Data or a taxonomy that cannot be used as it is."""
 
@@ -79,6 +83,6 @@ def unknown(
     return error(f"unknown {what} {value!s:.200}: expected one of {listed(options)}.{hint}")
 
 
-def missing_extra(package: str, extra: str, need: str) -> UsageError:
+def missing_extra(package: str, extra: str, need: str) -> MissingExtraError:
     """The error for an optional package that is not installed."""
-    return UsageError(f"{need} needs the package {package!r}: install it with pip install 'nestling[{extra}]'")
+    return MissingExtraError(f"{need} needs the package {package!r}: install it with pip install 'nestling[{extra}]'")

@@ -2,7 +2,13 @@
 
 from nestling.data.distortions import turbulence
 from nestling.objectives.calibration import expected_calibration_error
-from nestling.objectives.functional import aggregate, combine_levels, least_expected_distance, marginal_cross_entropy
+from nestling.objectives.functional import (
+    aggregate,
+    combine_levels,
+    least_expected_distance,
+    marginal_cross_entropy,
+    similarity_matching,
+)
 
 __all__ = [
     "aggregate",
@@ -10,5 +16,6 @@ __all__ = [
     "expected_calibration_error",
     "least_expected_distance",
     "marginal_cross_entropy",
+    "similarity_matching",
     "turbulence",
 ]

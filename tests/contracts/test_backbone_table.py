@@ -9,10 +9,12 @@ import torch
 from discover import classes_of
 from torch import nn
 
+import fake_timm
 from nestling.errors import UsageError
 from nestling.models.backbones import Backbone, ConvBackbone, build_backbone
 from nestling.models.convnet import Block
 from nestling.models.resnet import RESNETS, BasicBlock, ResNet
+from nestling.models.timm_backbones import TimmBackbone
 
 BLOCKS = {BasicBlock, Block}
 """Parts of backbones, which return one tensor."""
@@ -48,7 +50,19 @@ TABLE = [
         )
         for name in RESNETS
     ),
+    Row(
+        "timm:stages",
+        TimmBackbone,
+        (3, 16, 24),
+        ((4, 8, 12), (6, 4, 6), (8, 2, 3)),
+        ("timm:stages", (3, 16, 24), "none", "has norms of its own"),
+    ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_timm.install(monkeypatch)
 
 
 def test_every_backbone_has_a_row() -> None:

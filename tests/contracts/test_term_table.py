@@ -16,7 +16,13 @@ from nestling.errors import UsageError
 from nestling.models.heads import Calibration
 from nestling.models.model import Outputs
 from nestling.objectives.reducers import Mean
-from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, RejectionCrossEntropy, Term
+from nestling.objectives.terms import (
+    CrossEntropy,
+    MarginalCrossEntropy,
+    RejectionCrossEntropy,
+    SimilarityMatching,
+    Term,
+)
 from nestling.taxonomy import Taxonomy
 
 TREE = Taxonomy.from_paths(["a/p/1", "a/p/2", "a/q/3", "b/r/4", "b/r/5", "b/r/6"])
@@ -47,6 +53,18 @@ def marginal(outputs: Outputs, row: int) -> float:
     return -math.log(sum(x for x, ancestor in zip(p, above) if ancestor == LABELS[row, known]))
 
 
+def similarity(outputs: Outputs, row: int) -> float:
+    """To every row with a middle label, of three classes: 1 within a class, -1/2 between two."""
+    rows = [[x - sum(each) / 4 for x in each] for each in outputs.features["middle"].tolist()]
+    known = [j for j in range(7) if LABELS[j, 1] >= 0]
+    value = 0.0
+    for j in known:
+        lengths = math.hypot(*rows[row]) * math.hypot(*rows[j])
+        cosine = sum(x * y for x, y in zip(rows[row], rows[j])) / lengths
+        value += (cosine - (1.0 if LABELS[row, 1] == LABELS[j, 1] else -0.5)) ** 2 / len(known)
+    return value
+
+
 @dataclass(frozen=True)
 class Row:
     kind: type[Term]
@@ -69,6 +87,11 @@ def narrow(level: str) -> Callable[[Outputs, Batch], tuple[Outputs, Batch]]:
     return change
 
 
+def ragged(outputs: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
+    """Fewer rows of features than of labels."""
+    return replace(outputs, features={"middle": outputs.features["middle"][:5]}), batch
+
+
 def nameless(outputs: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
     return outputs, replace(batch, levels=("coarse", "middle", "other"))
 
@@ -89,6 +112,14 @@ TABLE = [
         marginal,
         narrow("fine"),
         r"expected logits \(b, 6\) at level 'fine', got \(7, 2\)",
+    ),
+    Row(
+        SimilarityMatching,
+        lambda: SimilarityMatching("middle", TREE.width("middle")),
+        [True, True, False, False, True, True, False],
+        similarity,
+        ragged,
+        r"expected features \(b, 4\) and labels \(b,\), got \(5, 4\) and \(7,\)",
     ),
     Row(
         RejectionCrossEntropy,
@@ -171,7 +202,8 @@ def test_rows_stand_for_themselves(row: Row) -> None:
     """Another order gives the values in that order (terms that draw at random have other draws there)."""
     order = torch.tensor([4, 2, 0, 6, 5, 3, 1])
     outputs, batch = inputs()
-    shuffled = Outputs({level: t[order] for level, t in outputs.logits.items()}, outputs.features, outputs.embedding)
+    logits, features = ({level: t[order] for level, t in given.items()} for given in (outputs.logits, outputs.features))
+    shuffled = Outputs(logits, features, outputs.embedding)
     values, _ = called(row.make(), outputs, batch)
     again, _ = called(row.make(), shuffled, replace(batch, labels=LABELS[order]))
     torch.testing.assert_close(again, values[order])

@@ -111,6 +111,9 @@ def variants(recipe: Layerwise, batch: int, keeps: bool) -> Iterator[Layerwise]:
             (False, True), (recipe.keep_features, False) if keeps else (recipe.keep_features,)
         ):
             yield replace(recipe, micro_batch=rows, recompute=recompute, keep_features=features)
+        if recipe.similarity:
+            # It compares all rows of a batch.
+            return
         rows = (rows or batch) // 2
         if rows < LEAST_ROWS:
             return

@@ -110,7 +110,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """``augmentation(images, key, rows) -> images`` of the same shape and dtype: affine, then mirror, then crop."""
+    """``augmentation(images, key, rows) -> images`` of the same shape and dtype: affine, mirror, crop, then cutout."""
 
     rotation: float = 0.0
     """Largest angle in degrees, either way."""
@@ -122,9 +122,11 @@ class Augmentation:
     """Pixels of zero padding from which the image is cropped."""
     mirror: bool = False
     """Half of the images are flipped left to right."""
+    cutout: int = 0
+    """Side in pixels of a square, about any pixel of the image, that is made black."""
 
     def __post_init__(self) -> None:
-        if min(self.rotation, self.translation, self.scale, self.crop) < 0 or self.scale >= 1:
+        if min(self.rotation, self.translation, self.scale, self.crop, self.cutout) < 0 or self.scale >= 1:
             raise UsageError(f"impossible augmentation {self}: expected numbers >= 0, and scale below 1")
 
     @classmethod
@@ -134,7 +136,10 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str, input_shape: Sequence[int]) -> Augmentation:
-        """``none``, ``auto``, ``affine``, ``crop`` or ``crop-mirror``, sized for images (channels, height, width)."""
+        """``none``, ``auto``, ``affine``, ``crop``, ``crop-mirror`` or ``crop-mirror-cutout``.
+
+        Sized for images (channels, height, width).
+        """
         channels, height, width = input_shape
         side = min(height, width)
         match text:
@@ -146,7 +151,10 @@ class Augmentation:
                 return cls(rotation=10.0, translation=0.07 * side, scale=0.1)
             case "crop" | "crop-mirror":
                 return cls(crop=round(side / 8), mirror=text == "crop-mirror")
-        raise unknown("augmentation", text, ["none", "auto", "affine", "crop", "crop-mirror"])
+            case "crop-mirror-cutout":
+                return cls(crop=round(side / 8), mirror=True, cutout=round(side / 2))
+        names = ["none", "auto", "affine", "crop", "crop-mirror", "crop-mirror-cutout"]
+        raise unknown("augmentation", text, names)
 
     def __call__(self, images: Tensor, key: int, rows: Tensor) -> Tensor:
         """Images (b, c, h, w), uint8 or float in [0, 1]; rows (b,) int64. ``UsageError`` on other shapes."""
@@ -155,15 +163,17 @@ class Augmentation:
                 f"expected images (b, c, h, w) and rows (b,), got {tuple(images.shape)} and {tuple(rows.shape)}"
             )
         affine = bool(self.rotation or self.translation or self.scale)
-        if not (affine or self.crop or self.mirror) or not images.numel():
+        if not (affine or self.crop or self.mirror or self.cutout) or not images.numel():
             return images
         # Each parameter has its column, so that one does not change with another's being used.
-        draws = counter.uniform(key, rows, 7 if self.crop or self.mirror else 4)
+        draws = counter.uniform(key, rows, 9 if self.cutout else 7 if self.crop or self.mirror else 4)
         if affine:
             images = self._affine(images, draws[:, :4])
         if self.mirror:
             images = torch.where((draws[:, 4] < 0.5)[:, None, None, None], images.flip(3), images)
-        return _crop(images, self.crop, draws[:, 5:]) if self.crop else images
+        if self.crop:
+            images = _crop(images, self.crop, draws[:, 5:7])
+        return _cut_out(images, self.cutout, draws[:, 7:]) if self.cutout else images
 
     def _affine(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[2:]
@@ -204,6 +214,20 @@ def _crop(images: Tensor, padding: int, draws: Tensor) -> Tensor:
     start = line * padded.shape[3] + offset[:, 1].view(batch, 1, 1)
     windows = padded.view(-1).as_strided((padded.numel() - width + 1, width), (1, 1))
     return windows.index_select(0, start.view(-1)).view(images.shape)
+
+
+def _cut_out(images: Tensor, side: int, draws: Tensor) -> Tensor:
+    """Blacks out a square of each image (b, c, h, w) about its own pixel, draws (b, 2) in [0, 1).
+
+    DeVries and Taylor, *Improved Regularization of Convolutional Neural Networks with Cutout*, 2017: what of the square
+    lies outside is lost.
+    """
+    inside = []
+    for size, draw in zip(images.shape[2:], draws.unbind(1), strict=True):
+        first = (draw * size).long()[:, None] - side // 2
+        place = torch.arange(size, device=images.device)
+        inside.append((place >= first) & (place < first + side))
+    return images.masked_fill(inside[0][:, None, :, None] & inside[1][:, None, None, :], 0)
 
 
 @lru_cache(maxsize=64)

@@ -118,10 +118,10 @@ class StageState:
             raise ValueError(f"stage {stage.name} has epochs, but declares nothing trainable: give it 'trainable'")
         if stage.micro_batch is not None and not self.objective.adds_up():
             raise ValueError(
-                f"stage {stage.name} asks for micro-batches, but its objective keeps something of each batch: "
-                "leave micro_batch out"
+                f"stage {stage.name} asks for micro-batches, but its objective compares rows or keeps something of "
+                "each batch: leave micro_batch out"
             )
-        if self.scaler.is_enabled() and not self.objective.adds_up():
+        if self.scaler.is_enabled() and self.objective.keeps():
             raise UsageError(
                 f"precision fp16 scales gradients, which the objective of stage {stage.name} applies by itself: "
                 "use bf16 or fp32"

@@ -25,7 +25,8 @@ from nestling.models.build import LayerOptions
 from nestling.models.convnet import DOWNSAMPLINGS
 from nestling.models.layerwise import LayerwiseModel
 from nestling.models.model import Model
-from nestling.objectives.terms import MarginalCrossEntropy
+from nestling.objectives.terms import MarginalCrossEntropy, Objective, SimilarityMatching, Term
+from nestling.taxonomy import Taxonomy
 
 ALL = 1000
 """More layers than any network has."""
@@ -45,6 +46,8 @@ class Layerwise(LayerOptions, Recipe):
     together: int = 1
     """Layers that are trained at once, under the classifier behind the last of them; as many as there are, or more, is
     end-to-end."""
+    similarity: float = 0.0
+    """Share of each layer's objective, below 1, that matches the similarities of rows to those of their classes."""
     prune_to: float | None = None
     """Share of a layer's filters that is kept once it is trained; then its classifier is fine-tuned."""
     prune_epochs: int = 20
@@ -69,6 +72,11 @@ class Layerwise(LayerOptions, Recipe):
         check("micro_batch", self.micro_batch, least=1)
         check("downsample_at", self.downsample_at, least=0)
         check("prune_to", self.prune_to, above=0, most=1)
+        check("similarity", self.similarity, least=0)
+        if self.similarity >= 1:
+            raise UsageError(f"similarity must be below 1, got {self.similarity}: the classifiers learn from the rest")
+        if self.similarity and self.micro_batch is not None:
+            raise UsageError("similarity compares all rows of a batch: leave micro_batch out, or set similarity = 0")
         if self.downsampling not in DOWNSAMPLINGS:
             raise unknown("downsampling", self.downsampling, DOWNSAMPLINGS)
         if self.init not in ("random", "identity"):
@@ -94,6 +102,7 @@ class Layerwise(LayerOptions, Recipe):
             init="random",
             prune_to=None,
             final_aux_width=None,
+            similarity=0.0,
         )
 
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
@@ -102,15 +111,17 @@ class Layerwise(LayerOptions, Recipe):
         lasts = [*range(self.together, len(model.blocks), self.together), len(model.blocks)]
         for number, last in enumerate(lasts):
             first = lasts[number - 1] if number else 0
-            model.add_auxiliary_head(after=last - 1)
+            model.add_auxiliary_head(after=last - 1, matching=self.similarity > 0)
             if self.init == "identity" and number:
                 start_as_identity(model, last - 1)
+            model.drop_matching(but=f"layer-{last}")
             yield self.problem(model, data, f"layer-{last}", number, first, last)
             if self.prune_to is not None:
                 yield self.tuning(model, data, number, last)
         if self.final_aux_width is not None:
-            model.add_auxiliary_head(after=len(model.blocks) - 1, width=self.final_aux_width)
+            model.add_auxiliary_head(len(model.blocks) - 1, self.final_aux_width, matching=self.similarity > 0)
             yield self.problem(model, data, "reduced", len(lasts), len(model.blocks) - 1, len(model.blocks))
+        model.drop_matching()
         yield temperature_stage(model, data, self.optimizer)
 
     def problem(
@@ -136,6 +147,14 @@ class Layerwise(LayerOptions, Recipe):
             at_end=pruned or note_accuracy,
             assume=None if pruned is None else pruned.assume,
         )
+
+    def objective(self, output: str, taxonomy: Taxonomy, level: str) -> Term | Objective:
+        """Of every problem: the cross-entropy of its classifier and, with ``similarity``, what is matched beside it."""
+        predicted = MarginalCrossEntropy(output, taxonomy, level)
+        if not self.similarity:
+            return predicted
+        matched = SimilarityMatching(f"similarity-{output}", taxonomy.width(level), level)
+        return (1 - self.similarity) * predicted + self.similarity * matched
 
     def problems(self, model: LayerwiseModel) -> int:
         """How many stages train layers: as many values may a field have that is given per stage."""
@@ -164,7 +183,7 @@ class Layerwise(LayerOptions, Recipe):
             name="",
             data=data,
             rows=rows,
-            objective=MarginalCrossEntropy(f"layer-{last}", data.taxonomy, model.levels_at[last - 1]),
+            objective=self.objective(f"layer-{last}", data.taxonomy, model.levels_at[last - 1]),
             trainable=[],
             optimizer=self.optimizer,
             lr=0.0,

@@ -178,7 +178,7 @@ class Recipe(ABC):
     balance: str = "levels"
     """levels: fixed shares of a batch by finest known level; rows: as they come."""
     augmentation: str = "auto"
-    """auto (by the kind of image), none, affine, crop or crop-mirror."""
+    """auto (by the kind of image), none, affine, crop, crop-mirror or crop-mirror-cutout."""
     patience: int | None = None
     """Stop a stage after so many epochs without a better validation loss; the best epoch is kept in any case."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nestling.errors import UsageError, unknown
 from nestling.models.resnet import RESNETS, ResNet
+from nestling.models.timm_backbones import PREFIX, timm_backbone
 
 WIDEST = 2**16
 LONGEST_NAME = 1000
@@ -81,9 +82,12 @@ def auto_backbone(input_shape: tuple[int, int, int]) -> str:
 def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "batch") -> nn.Module:
     """A backbone by name: ``conv:8-16/32/64`` (widths; ``/`` pools), ``resnet18``, ``resnet18-16`` (first width).
 
-    ``auto`` is resolved by ``auto_backbone`` before. Raises UsageError for an unknown name or images too small for it.
+    ``timm:NAME`` is a model of timm. ``auto`` is resolved by ``auto_backbone`` before. Raises UsageError for an unknown
+    name or images too small for it.
     """
     channels, height, width = input_shape
+    if name.startswith(PREFIX):
+        return timm_backbone(name, input_shape, norm)
     if name.startswith("conv:"):
         convolutions = 1 + name.count("-") + name.count("/")
         if len(name) > LONGEST_NAME or convolutions > MOST_CONVOLUTIONS:
@@ -109,7 +113,7 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
         return ConvBackbone(channels, widths, norm)
     match = re.fullmatch(r"(resnet\d+)(?:-(\d{1,4}))?", name)
     if match is None or match[1] not in RESNETS:
-        raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS])
+        raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS, "timm:NAME"])
     if norm != "batch":
         raise UsageError(
             f"the backbone {name!r} has batch norm in every block: use norm = 'batch', or a 'conv:…' backbone"

@@ -127,7 +127,7 @@ def rebuild(taxonomy: Taxonomy, config: dict[str, Any]) -> Model:
     """The model that ``config`` (the ``Model.config`` of a bundle) describes, with fresh weights."""
     model = build_model(taxonomy, tuple(config["input_shape"]), config["backbone"], config["method"], config["options"])
     if isinstance(model, LayerwiseModel):
-        model.become(config["blocks"], config["heads"])
+        model.become(config["blocks"], config["heads"], config.get("matching", ()))
     if config["rejection"]:
         model.calibration.add_rejection()
         model.config["rejection"] = True

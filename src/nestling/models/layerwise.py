@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from nestling.errors import UsageError
-from nestling.models.auxiliary import AuxiliaryClassifier
+from nestling.models.auxiliary import AuxiliaryClassifier, Matching
 from nestling.models.convnet import Block, Trunk
 from nestling.models.heads import Calibration
 from nestling.models.model import Answers, Model, Outputs
 from nestling.models.prune import narrow
-from nestling.models.recompute import recomputed
+from nestling.models.recompute import in_parts, recomputed
 from nestling.taxonomy import Taxonomy
 
 
@@ -59,13 +59,15 @@ class LayerwiseModel(Model):
         self.widths = [width * 2**times for times in trunk.doublings()]
         """Channels of each auxiliary classifier's convolutions."""
         self.channels = list(trunk.channels)
+        self.cells = [1 if max(shape) == 1 else 4 for shape in trunk.shapes]
+        """Averages that a classifier takes of each channel of a block's map."""
         self.recompute = False
         """Whether a layer that is trained keeps its input alone, and computes the rest again on the way back."""
         answered = [level for level in taxonomy.levels if level in levels_at]
         last = {level: len(levels_at) - 1 - self.levels_at[::-1].index(level) for level in answered}
         self.calibration = Calibration(
             {
-                level: (4 * (self.widths[j] if hidden else self.channels[j]), taxonomy.width(level))
+                level: (self.cells[j] * (self.widths[j] if hidden else self.channels[j]), taxonomy.width(level))
                 for level, j in last.items()
             }
         )
@@ -79,15 +81,36 @@ class LayerwiseModel(Model):
     def flat(self) -> bool:
         return len(self.calibration.heads) == 1
 
-    def add_auxiliary_head(self, after: int, width: int | None = None) -> nn.Module:
-        """A fresh classifier behind block ``after``, from 0, in place of an older one; ``width`` is M~_j by default."""
-        name, level = f"layer-{after + 1}", self.levels_at[after]
-        classes = self.taxonomy.width(level)
+    def add_auxiliary_head(self, after: int, width: int | None = None, matching: bool = False) -> nn.Module:
+        """A fresh classifier behind block ``after``, from 0, in place of an older one; ``width`` is M~_j by default.
+
+        ``matching``: while it is trained, the features ``similarity-layer-…`` are there to be compared.
+        """
+        name, level, cells = f"layer-{after + 1}", self.levels_at[after], self.cells[after]
+        channels = self.out_channels(after)
         head = AuxiliaryClassifier(
-            self.out_channels(after), self.hidden, width or self.widths[after], classes, self.norm
+            channels,
+            self.hidden,
+            width or self.widths[after],
+            self.taxonomy.width(level),
+            self.norm,
+            cells=cells,
+            matching=Matching(channels, 1 if cells == 1 else 3) if matching else None,
         )
         device = self.calibration.temperature.device
         self.auxiliary[name] = head.to(device)
+        return head
+
+    def drop_matching(self, but: str | None = None) -> None:
+        """Take away what similarity was matched on, behind the layer ``but`` excepted: it serves training alone."""
+        for name in self.outputs:
+            if name != but:
+                self.head(name).matching = None
+
+    def head(self, output: str) -> AuxiliaryClassifier:
+        """The classifier of an output."""
+        head = self.auxiliary[output]
+        assert isinstance(head, AuxiliaryClassifier)
         return head
 
     def out_channels(self, block: int) -> int:
@@ -114,7 +137,8 @@ class LayerwiseModel(Model):
             current = self.run(numbers, current)
             name = f"layer-{(numbers or [since - 1])[-1] + 1}"
             if name in self.auxiliary and until in (None, name):
-                logits[name], features[name] = self.auxiliary[name](current)
+                logits[name], found = self.answer(name, current)
+                features.update(found)
             if name == until:
                 break
         for level in self.calibration.heads:
@@ -146,6 +170,18 @@ class LayerwiseModel(Model):
             x = block(x)
         return x
 
+    def answer(self, name: str, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The logits of a classifier and the features of a map, those that similarity is matched on included."""
+        head, matched = self.head(name), {}
+        if head.matching is not None and head.training:
+            if self.recompute:
+                x, compared = in_parts(head.matching, x)
+            else:
+                compared = head.matching(x)
+            matched[f"similarity-{name}"] = compared
+        logits, features = head(x)
+        return logits, {name: features, **matched}
+
     def vote(self, logits: dict[str, Tensor], names: list[str]) -> Tensor:
         """Z = sum_j 2^j z_j (Section 4), divided by the sum of the weights."""
         weights = [2.0 ** self.number(name) for name in names]
@@ -168,7 +204,7 @@ class LayerwiseModel(Model):
         model.cut(layers)
         return model
 
-    def become(self, blocks: Sequence[int], heads: Mapping[str, int]) -> None:
+    def become(self, blocks: Sequence[int], heads: Mapping[str, int], matching: Sequence[str] = ()) -> None:
         """Make the blocks as narrow, and give them the classifiers, that ``describe`` told of another model."""
         if len(blocks) > len(self.blocks):
             raise UsageError(f"{len(blocks)} layers are described, the network has {len(self.blocks)}")
@@ -178,7 +214,7 @@ class LayerwiseModel(Model):
             if width != self.out_channels(j):
                 narrow(self, j, torch.arange(width))
         for name, width in heads.items():
-            self.add_auxiliary_head(self.number(name), width)
+            self.add_auxiliary_head(self.number(name), width, name in matching)
 
     def cut(self, layers: int) -> None:
         """Drop all that comes behind the first so many layers."""
@@ -192,5 +228,7 @@ class LayerwiseModel(Model):
 
     def describe(self) -> dict[str, Any]:
         """How to build this model again, as it has become: its blocks' widths and its classifiers."""
-        heads = {name: head.width for name, head in self.auxiliary.items()}
-        return {**self.config, "blocks": [self.out_channels(j) for j in range(len(self.blocks))], "heads": heads}
+        heads = {name: self.head(name).width for name in self.outputs}
+        matching = [name for name in self.outputs if self.head(name).matching is not None]
+        widths = [self.out_channels(j) for j in range(len(self.blocks))]
+        return {**self.config, "blocks": widths, "heads": heads, **({"matching": matching} if matching else {})}

@@ -46,12 +46,16 @@ def narrow(model: LayerwiseModel, block: int, kept: Tensor) -> None:
     select_norm(layer.norm, kept)
     name = f"layer-{block + 1}"
     if name in model.auxiliary:
-        head = model.auxiliary[name]
-        if len(head.hidden):  # type: ignore[arg-type]
-            select(head.hidden[0].conv, {"weight": (1, kept)})  # type: ignore[index,union-attr,arg-type]
+        head = model.head(name)
+        if len(head.hidden):
+            select(head.hidden[0].conv, {"weight": (1, kept)})  # type: ignore[arg-type]
         else:
-            select_norm(head.norm, kept)  # type: ignore[arg-type]
-            select(head.linear, {"weight": (1, copies(kept, 4))})  # type: ignore[arg-type]
+            select_norm(head.norm, kept)
+            select(head.linear, {"weight": (1, copies(kept, head.cells))})
+        if head.matching is not None:
+            # As many channels as the map has.
+            for dimension in (0, 1):
+                select(head.matching.conv, {"weight": (dimension, kept)})
     if block + 1 < len(model.blocks):
         after = model.blocks[block + 1]
         if not isinstance(after, Block):

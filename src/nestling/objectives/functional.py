@@ -19,6 +19,8 @@ from nestling.taxonomy import Taxonomy
 
 Level = str | int
 """A level by name or by number, the coarsest being 0."""
+SHORTEST = 1e-8
+"""Of a row that has a direction."""
 
 
 def aggregate(probabilities: Tensor, taxonomy: Taxonomy, level: Level, of: Level | None = None) -> Tensor:
@@ -168,6 +170,50 @@ def least_expected_distance(probabilities: Tensor, taxonomy: Taxonomy) -> Tensor
     _check_width(probabilities, taxonomy, len(taxonomy.levels) - 1, "probabilities")
     probabilities = _at_least_float32(probabilities)
     return (probabilities @ _distance(taxonomy, probabilities.device).to(probabilities.dtype)).argmin(1)
+
+
+def similarity_matching(
+    features: Tensor, labels: Tensor, width: int, others: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """How far the similarities of a batch's features are from those of its classes, per row.
+
+    A row's value is the mean, over the labelled rows j, of (S(features)_ij - S(Y)_ij)^2: S holds the cosines of rows
+    from which their own mean was taken, and Y the targets one-hot, so that S(Y) is 1 within a class and
+    -1 / (width - 1) between two. A row that is constant has similarity 0 with all.
+
+    Parameters
+    ----------
+    features: (b, d).
+    labels: (b,) int64 columns of a level, -1 = not labelled.
+    width: columns of that level.
+    others: features (n, d) and labels (n,) of the rows compared with; the batch's own where they are not given.
+
+    Returns
+    -------
+    (b,), from 0 to 4; 0 where not labelled. ``UsageError`` on other shapes, and on the CPU on a label past the width.
+    Source: Nøkland and Eidnes, *Training Neural Networks with Local Error Signals*, ICML 2019, the similarity matching
+    loss; the mean over pairs, as in the authors' experiments, where the text has the sum.
+    """
+    every, targets = (features, labels) if others is None else others
+    for rows, columns in ((features, labels), (every, targets)):
+        if rows.ndim != 2 or rows.shape[1] != features.shape[1] or columns.shape != rows.shape[:1]:
+            raise UsageError(
+                f"expected features (b, {features.shape[-1]}) and labels (b,), got {tuple(rows.shape)} and "
+                f"{tuple(columns.shape)}"
+            )
+        _check_labels(columns, width, "labels")
+    same = labels[:, None] == targets
+    wanted = same.float() - (~same).float() / (width - 1) if width > 1 else torch.zeros_like(same, dtype=torch.float)
+    gaps = (_centred_units(features) @ _centred_units(every).T - wanted).square()
+    known = targets >= 0
+    return (gaps * known).sum(1) / known.sum().clamp_min(1) * (labels >= 0)
+
+
+def _centred_units(rows: Tensor) -> Tensor:
+    """Each row less its own mean, at length 1; a constant one is 0, and has no direction to move in."""
+    centred = _at_least_float32(rows) - _at_least_float32(rows).mean(1, keepdim=True)
+    length = centred.norm(dim=1, keepdim=True)
+    return torch.where(length > SHORTEST, centred / length.clamp_min(SHORTEST), 0.0)
 
 
 def _number(taxonomy: Taxonomy, level: Level | None) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nestling import collective
 from nestling.objectives import functional
 from nestling.objectives.calibration import uniform_on_positive_sphere
 from nestling.objectives.reducers import Mean, Reducer
@@ -26,6 +27,9 @@ Weight = float | Callable[[float], float]
 
 class Term(nn.Module, ABC):
     """Abstract. ``term(outputs, batch) -> values (b,), weights (b,)``; the weight is 0 where a row lacks the label."""
+
+    compares: ClassVar[bool] = False
+    """Whether a row's value depends on the other rows of its batch."""
 
     def __init__(self, name: str, reducer: Reducer | None = None) -> None:
         super().__init__()
@@ -85,10 +89,14 @@ class Objective(nn.Module):
         """Of the active terms."""
         return [gradient for term in self.active for gradient in term.own_gradients()]
 
+    def keeps(self) -> bool:
+        """Whether a term moves rows of its own, or a reducer keeps something of a batch."""
+        moves = any(type(term).step is not Term.step for _, term in self.weighted())
+        return moves or any(True for _, term in self.weighted() for _ in term.reducer.buffers())
+
     def adds_up(self) -> bool:
-        """Whether its gradients over parts of a batch add up: no term or reducer keeps anything of a batch."""
-        plain = all(type(term).step is Term.step for _, term in self.weighted())
-        return plain and not any(True for _, term in self.weighted() for _ in term.reducer.buffers())
+        """Whether its gradients over parts of a batch add up: it keeps nothing of a batch, and compares no rows."""
+        return not self.keeps() and not any(term.compares for _, term in self.weighted())
 
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective(self.weighted() + Objective.of(other).weighted())
@@ -150,6 +158,31 @@ class MarginalCrossEntropy(Term):
             outputs.logits[self.name].float(), batch.labels, self.taxonomy, level=self.level
         )
         return values, (batch.labels[:, : self.depth] >= 0).any(1).float()
+
+
+class SimilarityMatching(Term):
+    """Brings rows of a class together and those of different classes apart, over the rows labelled at one level.
+
+    The features of all processes are compared, as those of one (Nøkland and Eidnes 2019).
+
+    Parameters
+    ----------
+    features: the name of the features, in the model's outputs, and of this term.
+    width: columns of the level.
+    level: the level whose classes are told apart; that of the features' name by default.
+    """
+
+    compares = True
+
+    def __init__(self, features: str, width: int, level: str | None = None, reducer: Reducer | None = None) -> None:
+        super().__init__(features, reducer)
+        self.width = width
+        self.level = level or features
+
+    def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        features, labels = outputs.features[self.name].float(), batch.at(self.level)
+        every = collective.gather(features), collective.gather(labels)
+        return functional.similarity_matching(features, labels, self.width, every), (labels >= 0).float()
 
 
 class RejectionCrossEntropy(Term):

@@ -65,7 +65,7 @@ def twin(recipe: Layerwise, share: int = 1) -> Layerwise:
     epochs, last = max(passes(recipe) // share, 1), recipe.final_aux_width
     if last is not None:
         recipe = replace(recipe, aux_width=max(last // 2 ** len(recipe.downsample_at), 1), final_aux_width=None)
-    return replace(recipe, together=recipe.num_blocks, epochs=epochs, prune_to=None)
+    return replace(recipe, together=recipe.num_blocks, epochs=epochs, prune_to=None, similarity=0.0)
 
 
 def passes(recipe: Layerwise) -> int:
