@@ -58,9 +58,10 @@ def concept_lines(metrics: Mapping[str, Any]) -> list[str]:
     if not found or not found["accuracy"]:
         return []
     worst = [f"{name} {100 * value:.1f} %" for name, value in list(found["accuracy"].items())[:3]]
+    small = f"the five smallest {100 * found['smallest']:.1f} %, " if len(found["accuracy"]) > 5 else ""
     return [
-        f"concepts at level {found['level']}: mean {100 * found['mean']:.1f} %, the five smallest "
-        f"{100 * found['smallest']:.1f} %, spread {100 * found['spread']:.1f} points",
+        f"concepts at level {found['level']}: mean {100 * found['mean']:.1f} %, {small}"
+        f"spread {100 * found['spread']:.1f} points",
         f"least accurate: {', '.join(worst)}",
     ]
 
