@@ -186,9 +186,10 @@ def test_the_svm_s_settings_and_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_the_svm_refuses() -> None:
     candidates, labels, truth = two_candidates()
+    kept = np.flatnonzero((labels != 2) | (np.arange(60) < 6))
+    few = {"good": (candidates["good"][0][kept], candidates["good"][1])}
     with pytest.raises(DataError, match="class 2 has 2 training rows, of 3 classes: 3 folds need"):
-        kept = np.flatnonzero((labels != 2) | (np.arange(60) < 6))
-        svm_transfer({"good": (candidates["good"][0][kept], candidates["good"][1])}, labels[kept], truth)
+        svm_transfer(few, labels[kept], truth)
     with pytest.raises(UsageError, match=r"the features of 'good' must be \(60, d\) and \(90, d\)"):
         svm_transfer({"good": (candidates["good"][0], candidates["good"][1][:, :2])}, labels, truth)
     for wrong, message in (

@@ -157,7 +157,8 @@ def svm_transfer(
     for name, (train, test) in candidates.items():
         if train.ndim != 2 or len(train) != len(y) or test.shape != (len(truth), train.shape[1]):
             raise UsageError(
-                f"the features of {name!r} must be ({len(y)}, d) and ({len(truth)}, d), got {train.shape} and {test.shape}"
+                f"the features of {name!r} must be ({len(y)}, d) and ({len(truth)}, d), got {train.shape} and "
+                f"{test.shape}"
             )
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2 or counts.min() < folds:
