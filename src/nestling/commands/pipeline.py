@@ -116,6 +116,11 @@ class Pipeline:
 
     def load_all(self) -> tuple[LabelledData, LabelledData | None, LabelledData]:
         """Training rows, validation rows where the source has some of its own, and test rows."""
+        train, validation = self.load_training()
+        return train, validation, self.load("test", like=train)
+
+    def load_training(self) -> tuple[LabelledData, LabelledData | None]:
+        """Training rows, and validation rows where the source has some of its own."""
         train = self.load("train")
         validation = (
             self.load("validation", like=train) if has_split(self.source, "validation", self.data_dir) else None
@@ -124,7 +129,7 @@ class Pipeline:
             # Labels that validation rows choose by are part of the budget.
             train, validation = (part and part.keep(self.options["known"], self.seed) for part in (train, validation))
             assert train is not None
-        return train, validation, self.load("test", like=train)
+        return train, validation
 
     def check(
         self, train: LabelledData, validation: LabelledData | None, recipe: Recipe | None = None

@@ -45,6 +45,12 @@ def describe_run(run: Path) -> Iterator[str]:
     yield "\nchosen automatically"
     for name, entry in settings.get("derived", {}).items():
         yield f"  {name}: {entry['value']} ({entry['reason']})"
+    if (run / "sweep.json").is_file():
+        from nestling.commands.sweep import best_lines
+
+        yield ""
+        yield from best_lines(json.loads((run / "sweep.json").read_bytes()))
+        return
     if not (run / FINISHED).is_file():
         yield f"\n{unfinished(run, settings['given'])}"
         return

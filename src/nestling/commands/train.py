@@ -16,7 +16,7 @@ from nestling.engine.runfolder import RunFolder
 from nestling.errors import UsageError
 
 if TYPE_CHECKING:
-    from nestling.cli import Train
+    from nestling.cli import Train, TrainingOptions
 
 OPTIONS: dict[str, Any] = {
     "source": str,
@@ -37,14 +37,14 @@ OPTIONS: dict[str, Any] = {
 }
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
 FLAGS = {"qualify_names": False, "baselines": False}
+MORE = ("baselines", "memory")
+"""Those that ``train`` alone has."""
 
 
 def train(command: Train) -> int:
     """Run the command. Everything is checked before anything is written."""
-    options, fields = settings(command)
-    digest = hashlib.sha256(json.dumps([options, fields], sort_keys=True).encode()).hexdigest()[:8]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options["source"]).stem) or "source"
-    out = Path(command.out or f"runs/{name}-{options['method']}-{digest}")
+    options, fields = settings(command, {"baselines": command.baselines, "memory": command.memory})
+    out = Path(command.out or default_folder(options, fields))
     if command.dry_run:
         if speaks():
             from nestling.commands.dry_run import dry_run
@@ -66,8 +66,18 @@ def speaks() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
-def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options and fields after defaults < --config < --set and options. Raises UsageError."""
+def default_folder(options: dict[str, Any], fields: dict[str, Any]) -> str:
+    """Named by the source, the method and a hash of the settings."""
+    digest = hashlib.sha256(json.dumps([options, fields], sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options["source"]).stem) or "source"
+    return f"runs/{name}-{options['method']}-{digest}"
+
+
+def settings(command: TrainingOptions, more: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options and fields after defaults < --config < --set and options. Raises UsageError.
+
+    ``more``: what this command has beside the options of every training.
+    """
     config = {} if command.config is None else read_config(command.config)
     if not isinstance(config, dict):
         raise UsageError(f"'given' in {command.config} must be a table of settings, got {config!r:.80}")
@@ -75,7 +85,7 @@ def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
     config.pop("seeds", None)
     options: dict[str, Any] = {"method": "nested", "seed": 0, "known": {}, "backbone": "auto"}
     for name, kind in OPTIONS.items():
-        given = getattr(command, name)
+        given = more[name] if name in MORE else getattr(command, name)
         if given is not None and given != FLAGS.get(name):
             options[name] = given
         elif name in config:

@@ -204,9 +204,10 @@ def linear_svm(features: np.ndarray, labels: np.ndarray, cost: float, seed: int)
     from sklearn.svm import LinearSVC
 
     scale = float(np.linalg.norm(features, axis=1).mean()) or 1.0
-    model = LinearSVC(loss="hinge", dual=True, C=cost, random_state=derive(seed, "svm") % 2**32)
+    state = derive(seed, "svm") % 2**32
+    model = LinearSVC(loss="hinge", dual=True, C=cost, random_state=state)  # type: ignore[arg-type]
     with warnings.catch_warnings():
         # With a large C the last digits take more than its 1,000 rounds.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features / scale, labels)
-    return lambda rows: model.predict(rows / scale)
+    return lambda rows: np.asarray(model.predict(rows / scale))

@@ -153,7 +153,7 @@ class Nested(Recipe):
         concepts = self.concepts_at(data.taxonomy)
         if concepts is None:
             return None
-        known = data.taxonomy.columns(data.labels)[:, : j + 1] >= 0
+        known = np.asarray(data.taxonomy.columns(data.labels)[:, : j + 1] >= 0)
         table = concept_table(
             data,
             rows,
@@ -161,7 +161,7 @@ class Nested(Recipe):
             batch_size=self.batch_for(len(rows)),
             balance=self.balance,
             balance_level=data.taxonomy.levels[i],
-            counted=known.any(1) if self.marginal else known[:, j],
+            counted=np.asarray(known.any(1)) if self.marginal else known[:, j],
         )
         return ConceptWeighted(table.concept_of, table.counts, table.names, strength=self.concept_strength)
 

@@ -165,6 +165,8 @@ class Recipe(ABC):
 
     method: ClassVar[str]
     """Its name on the command line."""
+    searched: ClassVar[dict[str, tuple[float, float]]] = {"optimizer.lr": (1e-4, 1e-1)}
+    """The fields that ``nestling sweep`` searches, each log-uniformly between two numbers."""
 
     epochs: int | tuple[int, ...] | None = None
     """At most so many: one value, or one per stage. None: 60, and of nested learning's coarser levels 3 each."""

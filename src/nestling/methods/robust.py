@@ -42,6 +42,7 @@ class Robust(Recipe):
     """One softmax whose features hold up when examples, or the mix of concepts, are others than in training."""
 
     method: ClassVar[str] = "robust"
+    searched: ClassVar[dict[str, tuple[float, float]]] = {"tau": (1e-3, 1e1), "strength": (1e-3, 1e1)}
 
     tau: float = 0.5
     """How far each image is moved along its unit gradient, an L2 norm of normalised pixels; 0 leaves them in place."""
