@@ -30,9 +30,9 @@ def content(out: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four trials on the digits."""
+    """Three trials on the digits."""
     out = tmp_path_factory.mktemp("sweep") / "whole"
-    succeed(*SWEEP, "--trials", 4, "--out", out)
+    succeed(*SWEEP, "--trials", 3, "--out", out)
     return out
 
 
@@ -40,8 +40,8 @@ def test_what_comes_out(unbroken: Path) -> None:
     """Every trial in its range, with the score of its run folder's best epoch; the best of them stands out."""
     found = content(unbroken)
     assert (found["metric"], found["mode"]) == ("worst concept's accuracy", "max")
-    assert [trial["number"] for trial in found["trials"]] == [0, 1, 2, 3]
-    assert len({trial["fields"]["tau"] for trial in found["trials"]}) == 4
+    assert [trial["number"] for trial in found["trials"]] == [0, 1, 2]
+    assert len({trial["fields"]["tau"] for trial in found["trials"]}) == 3
     for trial in found["trials"]:
         assert trial["fields"].keys() == {"tau", "strength"}
         assert all(1e-3 <= value <= 10 for value in trial["fields"].values())
@@ -54,7 +54,7 @@ def test_what_comes_out(unbroken: Path) -> None:
     assert found["best"]["value"] == best["value"] > 0
     assert (unbroken / "sweep.png").read_bytes().startswith(b"\x89PNG")
     said = succeed("show", unbroken).out
-    assert "4 trials; worst concept's accuracy on validation rows" in said
+    assert "3 trials; worst concept's accuracy on validation rows" in said
 
 
 def test_the_best_is_a_configuration(unbroken: Path, tmp_path: Path) -> None:
@@ -71,21 +71,21 @@ def test_the_same_command_goes_on(unbroken: Path, tmp_path: Path, monkeypatch: p
     for stop in (8, 9):
         watch.taken.clear()
         watch.stop_at = stop
-        assert nestling(*SWEEP, "--trials", 4, "--out", out).code == 128 + 15
+        assert nestling(*SWEEP, "--trials", 3, "--out", out).code == 128 + 15
     watch.taken.clear()
     watch.stop_at = None
-    done = succeed(*SWEEP, "--trials", 4, "--out", out)
-    assert "resumed stage robust" in done.err and len(watch.taken) < 4 * 6
+    done = succeed(*SWEEP, "--trials", 3, "--out", out)
+    assert "resumed stage robust" in done.err and len(watch.taken) < 3 * 6
     keys = ("number", "fields", "value")
     one, other = ([{key: t[key] for key in keys} for t in content(run)["trials"]] for run in (out, unbroken))
     assert one == other
     # Finished, it trains nothing; with more trials it goes on.
     watch.taken.clear()
-    succeed(*SWEEP, "--trials", 4, "--out", out)
+    succeed(*SWEEP, "--trials", 3, "--out", out)
     assert watch.taken == []
-    succeed(*SWEEP, "--trials", 5, "--out", out)
-    assert len(watch.taken) == 6 and len(content(out)["trials"]) == 5
-    refuse(2, ["epochs: 2 there, 3 now"], *SWEEP, "epochs=3", "--trials", 4, "--out", out)
+    succeed(*SWEEP, "--trials", 4, "--out", out)
+    assert len(watch.taken) == 6 and len(content(out)["trials"]) == 4
+    refuse(2, ["epochs: 2 there, 3 now"], *SWEEP, "epochs=3", "--trials", 3, "--out", out)
 
 
 def test_two_folders_share_a_database(tmp_path: Path) -> None:

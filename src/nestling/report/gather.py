@@ -58,6 +58,9 @@ def curve(method: str, seed: int, run: Run) -> Curve:
     history = run.history
     levels = {level for record in history for level in record.get("accuracy", {})}
     metrics: dict[str, list[float | None]] = {"validation loss": [record.get("validation loss") for record in history]}
+    # Where epochs were compared by an accuracy of their own: the worst concept's.
+    for name in sorted({name for record in history for name in record if name.endswith("'s accuracy")}):
+        metrics[name] = [record.get(name) for record in history]
     for level in model_levels(run, levels):
         metrics[f"{level} accuracy"] = [record.get("accuracy", {}).get(level) for record in history]
     return Curve(
