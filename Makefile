@@ -36,7 +36,7 @@ help:
 	touch $@
 
 .venv/.installed-test: .venv/.installed-hub
-	$(INSTALL) '.[hub,test]'
+	$(INSTALL) '.[hub,sweep,test]'
 	touch $@
 
 .venv/.installed-docs: .venv/.installed-hub
@@ -44,7 +44,7 @@ help:
 	touch $@
 
 .venv/.installed-lint: .venv/.installed-hub
-	$(INSTALL) '.[hub,lint]'
+	$(INSTALL) '.[hub,sweep,lint]'
 	touch $@
 
 demo: .venv/.installed-hub

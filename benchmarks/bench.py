@@ -19,6 +19,7 @@ from pathlib import Path
 # As the command line sets it, before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import robust
 import torch
 from epochs import against_checkpointing, deep_against_early
 from loops import TINY, Bare, Size, beside, checkpointing, made, network
@@ -152,6 +153,8 @@ ROWS: dict[str, Callable[[Path, Size], Row]] = {
     },
     "epoch-checkpointing": epoch_of_rival,
     "cached-epoch": cached_epoch,
+    "concepts": robust.concepts,
+    "second-pass": robust.second_pass,
 }
 TABLE = "memory-table"
 """What every network takes by each way, which no target is set for."""

@@ -15,7 +15,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 SPEED = ("loop", "default", "augment", "checkpoint", "help", "import")
 MEMORY = ("memory", "resident", "memory-checkpointing", "resident-checkpointing", "epoch-checkpointing", "cached-epoch")
-ROWS = SPEED + MEMORY
+ROBUST = ("concepts", "second-pass")
+ROWS = SPEED + MEMORY + ROBUST
 WAYS = ["layerwise", "end-to-end", "checkpointing"]
 
 

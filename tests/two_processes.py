@@ -18,7 +18,7 @@ from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run, fit
 from nestling.errors import DivergedError
-from nestling.methods import FlatMarginal, Nested
+from nestling.methods import FlatMarginal, Nested, Robust
 from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
 from nestling.objectives.reducers import Mean
@@ -35,6 +35,8 @@ CURVES: dict[str, Recipe] = {
     ),
     "layerwise": layerwise(augmentation="affine", views=2, together=2),
     "layerwise, similar": layerwise(similarity=0.9, levels_at=("middle", "fine"), batch_size=23),
+    "robust": Robust(epochs=3, batch_size=15, steps_per_epoch=7, norm="none", optimizer=SGD, schedule="auto"),
+    "group-dro": Robust(epochs=2, batch_size=9, norm="none", optimizer=SGD, ascent="group-dro", smoothness=1.0),
     "flat": FlatMarginal(epochs=2, batch_size=9, steps_per_epoch=7, norm="none", optimizer=SGD),
 }
 

@@ -14,7 +14,7 @@ def join_sets(arguments: list[str]) -> list[str]:
 
     Raises UsageError where no assignment follows. What stands behind ``--`` is left as it is.
     """
-    if arguments[:1] != ["train"]:
+    if arguments[:1] not in (["train"], ["sweep"]):
         return arguments
     end = arguments.index("--") if "--" in arguments else len(arguments)
     rest, assignments, inside = [], [], False
@@ -62,7 +62,7 @@ def one_line(boxed: str, arguments: list[str], commands: Mapping[str, type]) -> 
             return f"unexpected argument {name!r}: {see}"
         named = [f.name for f in fields(commands[known[0]]) if "Argument" not in str(f.type)] if known else ["version"]
         options = [f"--{name.replace('_', '-')}" for name in named]
-        hint = " A field of the recipe is given by --set FIELD=VALUE;" if known == ["train"] else ""
+        hint = " A field of the recipe is given by --set FIELD=VALUE;" if known in (["train"], ["sweep"]) else ""
         return f"{unknown('option', name, [*options, '--help'])}{hint} {see}"
     if match := re.match(r"Error parsing (\S+): .*?(?:\[|base 10: )'(.*?)'", text):
         wanted = "an integer" if "INT" in argument else "a number" if "FLOAT" in argument else "of another kind"

@@ -57,13 +57,14 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(SourceOptions):
-    """Train on SOURCE: a catalogue name, a folder tree, a CSV, TSV or Parquet file, or hf:owner/name."""
+class TrainingOptions(SourceOptions):
+    """What every training is told."""
 
     source: SourceArgument = None
     """What to learn from."""
     method: str | None = None
-    """nested (the default), end-to-end or flat-marginal; with --help it lists that method's fields."""
+    """nested (the default), layerwise, robust, end-to-end or flat-marginal; with --help it lists that method's
+    fields."""
     config: str | None = None
     """A TOML file of fields; a run's recipe.toml serves as well."""
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE")] = ()
@@ -72,25 +73,49 @@ class Train(SourceOptions):
     """auto (the default), resnet10, resnet18, resnet34, resnet18-16 (first width), or widths as conv:8-16/32/64."""
     image_size: int | None = None
     """Pixels a side; by default from the data."""
+    init: str | None = None
+    """A trained run or bundle, whose backbone the training starts from: fine-tuning."""
+    concepts: str | None = None
+    """A CSV class,concept: the concepts become the coarsest level, named concept."""
+    target_mix: str | None = None
+    """A CSV class,share of the mix that a target has at one level: the prior of the concepts' weights (robust)."""
     known: str | None = None
     """Pretend that only these fractions are labelled: coarse=1.0,middle=0.4,fine=0.1."""
-    baselines: bool = False
-    """Train end-to-end and flat + marginal too, choose every learning rate on validation rows, and compare."""
     seed: int | None = None
     """Of weights, order and augmentation; 0 by default."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
     """auto (the default) is bf16 where the processor is fast at it, else fp32."""
-    memory: str | None = None
-    """Bytes of tensors that training may take, such as 2GB: chooses how many layers train together (layerwise)."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int | None = None
     """Processes that decode pictures ahead, where these do not fit into memory; by default all cores but one, at most
     8. What comes out does not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainingOptions):
+    """Train on SOURCE: a catalogue name, a folder tree, a CSV, TSV or Parquet file, or hf:owner/name."""
+
+    baselines: bool = False
+    """Train end-to-end and flat + marginal too, choose every learning rate on validation rows, and compare."""
+    memory: str | None = None
+    """Bytes of tensors that training may take, such as 2GB: chooses how many layers train together (layerwise)."""
     out: str | None = None
     """The run folder; by default runs/<source>-<method>-<hash of the settings>."""
     dry_run: bool = False
     """Print the stages, and the memory and time that they are estimated to take; train and write nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(TrainingOptions):
+    """Search a method's settings by validation rows, with Optuna; the same command goes on."""
+
+    trials: int = 20
+    """How many settings are tried in all, those of earlier calls and of other machines included."""
+    storage: str | None = None
+    """A database that several machines share, as a URL; by default an SQLite file in the folder."""
+    out: str | None = None
+    """The folder of the trials; by default runs/<source>-<method>-<hash of the settings>-sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +187,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Show, subcommand("show")]
 )
@@ -172,6 +198,7 @@ OPTIONS_OF = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "sweep": Sweep,
     "reproduce": Reproduce,
     "show": Show,
 }
@@ -191,7 +218,7 @@ def run(arguments: list[str]) -> int:
         return complain(str(error), error.exit_code) if speaks() or not error.of_all else error.exit_code
     except BrokenPipeError:
         # Whoever read our output has seen enough; but a training that could not say how far it is has not finished.
-        os._exit(5 if code is None and isinstance(command, Train | Demo) else code or 0)
+        os._exit(5 if code is None and isinstance(command, Train | Demo | Sweep) else code or 0)
     except OSError as error:
         return complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 5)
     except (MemoryError, RuntimeError) as error:
@@ -226,7 +253,7 @@ def parse(arguments: list[str]) -> object:
             return tyro.cli(Command, prog="nestling", args=join_sets(arguments), config=(FlagCreatePairsOff,))  # type: ignore[call-overload]
     except SystemExit as stop:
         if stop.code in (0, None):
-            if arguments[:1] == ["train"]:
+            if arguments[:1] in (["train"], ["sweep"]):
                 print_fields(method_of(arguments))
             return None
         raise UsageError(one_line(errors.getvalue(), arguments, OPTIONS_OF)) from None
@@ -253,6 +280,10 @@ def execute(command: object) -> int:
             from nestling.commands.predict import predict
 
             return predict(command)
+        case Sweep():
+            from nestling.commands.sweep import sweep
+
+            return sweep(command)
         case Reproduce():
             from nestling.commands.reproduce import reproduce
 

@@ -16,7 +16,7 @@ from nestling.engine.runfolder import RunFolder
 from nestling.errors import UsageError
 
 if TYPE_CHECKING:
-    from nestling.cli import Train
+    from nestling.cli import Train, TrainingOptions
 
 OPTIONS: dict[str, Any] = {
     "source": str,
@@ -25,6 +25,8 @@ OPTIONS: dict[str, Any] = {
     "known": dict,
     "backbone": str,
     "image_size": int,
+    "init": str,
+    "concepts": str,
     "levels": tuple[str, ...],
     "taxonomy": str,
     "qualify_names": bool,
@@ -35,14 +37,14 @@ OPTIONS: dict[str, Any] = {
 }
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
 FLAGS = {"qualify_names": False, "baselines": False}
+MORE = ("baselines", "memory")
+"""Those that ``train`` alone has."""
 
 
 def train(command: Train) -> int:
     """Run the command. Everything is checked before anything is written."""
-    options, fields = settings(command)
-    digest = hashlib.sha256(json.dumps([options, fields], sort_keys=True).encode()).hexdigest()[:8]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options["source"]).stem) or "source"
-    out = Path(command.out or f"runs/{name}-{options['method']}-{digest}")
+    options, fields = settings(command, {"baselines": command.baselines, "memory": command.memory})
+    out = Path(command.out or default_folder(options, fields))
     if command.dry_run:
         if speaks():
             from nestling.commands.dry_run import dry_run
@@ -64,8 +66,18 @@ def speaks() -> bool:
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
-def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options and fields after defaults < --config < --set and options. Raises UsageError."""
+def default_folder(options: dict[str, Any], fields: dict[str, Any]) -> str:
+    """Named by the source, the method and a hash of the settings."""
+    digest = hashlib.sha256(json.dumps([options, fields], sort_keys=True).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options["source"]).stem) or "source"
+    return f"runs/{name}-{options['method']}-{digest}"
+
+
+def settings(command: TrainingOptions, more: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options and fields after defaults < --config < --set and options. Raises UsageError.
+
+    ``more``: what this command has beside the options of every training.
+    """
     config = {} if command.config is None else read_config(command.config)
     if not isinstance(config, dict):
         raise UsageError(f"'given' in {command.config} must be a table of settings, got {config!r:.80}")
@@ -73,7 +85,7 @@ def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
     config.pop("seeds", None)
     options: dict[str, Any] = {"method": "nested", "seed": 0, "known": {}, "backbone": "auto"}
     for name, kind in OPTIONS.items():
-        given = getattr(command, name)
+        given = more[name] if name in MORE else getattr(command, name)
         if given is not None and given != FLAGS.get(name):
             options[name] = given
         elif name in config:
@@ -97,7 +109,19 @@ def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UsageError(f"the {name} {options[name]!r} is no valid Unicode: rename it, or give a link to it")
     if options["seed"] < 0:
         raise UsageError(f"seed must be an integer of at least 0, got {options['seed']}")
-    return options, merge(config, parse_assignments(command.set))
+    fields = merge(config, parse_assignments(command.set))
+    if command.target_mix is not None:
+        fields["prior"] = read_mix(command.target_mix, options["method"])
+    return options, fields
+
+
+def read_mix(path: str, method: str) -> list[str]:
+    """The CSV class,share as the recipe's field ``prior``, which stands in the run's settings. Raises UsageError."""
+    from nestling.data.concepts import read_pairs
+
+    if method != "robust":
+        raise UsageError(f"--target-mix is the prior of the concepts' weights, which {method} has not: --method robust")
+    return [f"{name}={share}" for name, share in read_pairs(path, "class", "share").items()]
 
 
 def encodes(text: str) -> bool:

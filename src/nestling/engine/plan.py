@@ -27,6 +27,10 @@ class StagePlan:
     """Parameters."""
     chosen: bool
     """Whether validation rows choose the epoch, as in every stage that trains the network."""
+    metric: str | None = None
+    """What they choose it by, as a run's history names it; None where the last epoch is kept."""
+    mode: str = "min"
+    """Whether less of it is better, or more: min or max."""
     assumes: str | None = None
     """What was assumed of the hook at its end, which a plan does not run."""
 
@@ -51,7 +55,15 @@ def describe(stage: Stage) -> StagePlan:
     trainable = sum(p.numel() for module in stage.trainable for p in module.parameters())
     steps = order_of(stage, 0).steps if stage.epochs else 0
     return StagePlan(
-        stage.name, stage.epochs, stage.epochs * steps, len(rows), stage.batch_size, trainable, stage.select is not None
+        name=stage.name,
+        epochs=stage.epochs,
+        steps=stage.epochs * steps,
+        num_rows=len(rows),
+        batch_size=stage.batch_size,
+        num_trainable=trainable,
+        chosen=stage.select is not None,
+        metric=stage.select.name if stage.select is not None else None,
+        mode=stage.select.mode if stage.select is not None else "min",
     )
 
 

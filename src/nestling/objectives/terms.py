@@ -94,6 +94,10 @@ class Objective(nn.Module):
         moves = any(type(term).step is not Term.step for _, term in self.weighted())
         return moves or any(True for _, term in self.weighted() for _ in term.reducer.buffers())
 
+    def figures(self) -> dict[str, dict[str, float]]:
+        """What the reducers have to log of their state, by term; those that have nothing are left out."""
+        return {term.name: found for _, term in self.weighted() if (found := term.reducer.figures())}
+
     def adds_up(self) -> bool:
         """Whether its gradients over parts of a batch add up: it keeps nothing of a batch, and compares no rows."""
         return not self.keeps() and not any(term.compares for _, term in self.weighted())

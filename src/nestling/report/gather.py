@@ -47,6 +47,7 @@ def gather(
         curves=[curve(name, seed, run) for name, found in runs.items() for seed, run in zip(seeds, found, strict=True)],
         reliability={name: reliability(found, test) for name, found in measurements.items() if len(test)},
         node_accuracy=node_accuracy(measurements[method], test),
+        concept_weights=concept_weights(runs[method][0]),
         examples=examples(model, preprocessing, test),
         settings=runs[method][0].decisions,
     )
@@ -57,6 +58,9 @@ def curve(method: str, seed: int, run: Run) -> Curve:
     history = run.history
     levels = {level for record in history for level in record.get("accuracy", {})}
     metrics: dict[str, list[float | None]] = {"validation loss": [record.get("validation loss") for record in history]}
+    # Where epochs were compared by an accuracy of their own: the worst concept's.
+    for name in sorted({name for record in history for name in record if name.endswith("'s accuracy")}):
+        metrics[name] = [record.get(name) for record in history]
     for level in model_levels(run, levels):
         metrics[f"{level} accuracy"] = [record.get("accuracy", {}).get(level) for record in history]
     return Curve(
@@ -67,6 +71,15 @@ def curve(method: str, seed: int, run: Run) -> Curve:
         loss=[record["loss"] for record in history],
         metrics=metrics,
     )
+
+
+def concept_weights(run: Run) -> dict[str, list[float]]:
+    """Concept -> its weight after each epoch of the last stage that weights concepts, of its last term."""
+    stages = [record["stage"] for record in run.history if record.get("reducers")]
+    if not stages:
+        return {}
+    epochs = [list(record["reducers"].values())[-1] for record in run.history if record["stage"] == stages[-1]]
+    return {name: [figures[name] for figures in epochs] for name in epochs[0]}
 
 
 def model_levels(run: Run, levels: set[str]) -> list[str]:

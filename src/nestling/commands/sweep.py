@@ -1,0 +1,212 @@
+"""``nestling sweep``: a method's settings searched by its own validation rows. Test rows are not even loaded.
+
+Each trial is a run folder, trained by ``fit`` and resumable like any other; which were tried stands in Optuna's store,
+an SQLite file in the sweep's folder or a database that several machines share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nestling.commands.train import answer, default_folder, say, settings
+from nestling.commands.words import aligned, program
+from nestling.config import apply, load_toml, merge, parse_assignments, to_toml
+from nestling.engine.runfolder import RunFolder, flat
+from nestling.errors import DivergedError, StorageError, UsageError, missing_extra
+from nestling.files import write_bytes, write_json, write_text
+from nestling.methods import recipe_class
+from nestling.provenance import provenance
+from nestling.seeds import derive
+
+if TYPE_CHECKING:
+    import optuna
+
+    from nestling.cli import Sweep
+    from nestling.commands.pipeline import Pipeline
+    from nestling.engine.plan import StagePlan
+
+SHOWN = 5
+"""Of the best trials, at the end."""
+
+
+def sweep(command: Sweep) -> int:
+    """Run the command. Everything is checked before anything is written."""
+    options, fields = settings(command, {"baselines": False, "memory": None})
+    if command.trials < 1:
+        raise UsageError(f"--trials must be at least 1, got {command.trials}")
+    ranges = ranges_of(options["method"], fields)
+    out = Path(command.out or f"{default_folder(options, fields)}-sweep")
+    try:
+        import optuna
+    except ImportError:
+        raise missing_extra("optuna", "sweep", "nestling sweep") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with RunFolder(out) as folder:
+        from nestling.commands.pipeline import Pipeline
+
+        options = {**options, "searched": list(ranges)}
+        pipeline = Pipeline(folder, options, fields, command.data_dir, command.device, command.workers)
+        Search(pipeline, ranges, fields, command.storage).run(command.trials)
+    answer(str(out))
+    return 0
+
+
+def ranges_of(method: str, fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The ranges that the recipe declares, less the fields that were set. Raises UsageError where none is left."""
+    declared = recipe_class(method).searched
+    given = flat(fields)
+    ranges = {name: ends for name, ends in declared.items() if name not in given}
+    if not ranges:
+        raise UsageError(
+            f"there is nothing to search: {method} declares {', '.join(declared)}, and all of them are set: "
+            "leave one out"
+        )
+    return ranges
+
+
+class Search:
+    """A study in the folder whose lock is held."""
+
+    def __init__(
+        self, pipeline: Pipeline, ranges: Mapping[str, tuple[float, float]], fields: Mapping[str, Any], url: str | None
+    ) -> None:
+        from optuna.distributions import BaseDistribution, FloatDistribution
+
+        self.pipeline, self.fields, self.url = pipeline, fields, url
+        self.out = pipeline.folder.path
+        self.ranges: dict[str, BaseDistribution] = {
+            name: FloatDistribution(low, high, log=True) for name, (low, high) in ranges.items()
+        }
+        self.train, self.validation = pipeline.load_training()
+        chosen = [stage for stage in self.plan({name: low for name, (low, _) in ranges.items()}) if stage.metric]
+        if not chosen:
+            raise UsageError(
+                f"{pipeline.recipe.method} keeps its last epoch, so there is no validation score to search by"
+            )
+        self.stage = chosen[-1]
+
+    def recipe(self, values: Mapping[str, float]) -> Any:
+        """The recipe of a trial."""
+        changes = parse_assignments(f"{name}={value!r}" for name, value in values.items())
+        return apply(self.pipeline.recipe, changes)
+
+    def plan(self, values: Mapping[str, float]) -> list[StagePlan]:
+        """The stages of a trial; raises what it could not do."""
+        return self.pipeline.check(self.train, self.validation, self.recipe(values))
+
+    def run(self, trials: int) -> None:
+        """Train what is left of so many trials, and write what came out."""
+        from optuna.samplers import TPESampler
+        from optuna.trial import TrialState
+
+        if not self.pipeline.folder.begun:
+            self.pipeline.folder.begin()
+        study = self.study()
+        over = (TrialState.COMPLETE, TrialState.FAIL)
+        while True:
+            found = study.get_trials(deepcopy=False)
+            done = sum(trial.state in over for trial in found)
+            mine = [t for t in found if t.state == TrialState.RUNNING and self.is_mine(t)]
+            if done >= trials:
+                break
+            if mine:
+                number, values = mine[0].number, mine[0].params
+            else:
+                # A function of how many there are: a resumed sweep goes on as an unbroken one.
+                study.sampler = TPESampler(seed=derive(self.pipeline.seed, "sweep", len(found)) % 2**32)
+                trial = study.ask(self.ranges)
+                trial.set_user_attr("folder", str(self.out.resolve()))
+                number, values = trial.number, trial.params
+            say(f"--- trial {done + 1} of {trials}: {', '.join(f'{name} {v:.4g}' for name, v in values.items())}")
+            try:
+                study.tell(number, self.score(number, values))
+            except DivergedError as error:
+                say(str(error))
+                study.tell(number, state=TrialState.FAIL)
+        self.write(study)
+
+    def is_mine(self, trial: optuna.trial.FrozenTrial) -> bool:
+        """Whether a trial that was begun is one of this folder's, whose lock says that nobody trains it now."""
+        return self.url is None or trial.user_attrs.get("folder") == str(self.out.resolve())
+
+    def study(self) -> optuna.Study:
+        """The study in its store. Raises StorageError where there is none to be had."""
+        import optuna
+        from sqlalchemy.exc import SQLAlchemyError
+
+        url = self.url or f"sqlite:///{self.out.resolve() / 'study.db'}"
+        name = str(derive(0, "study", to_toml({"given": self.pipeline.folder.given})))
+        direction = "maximize" if self.stage.mode == "max" else "minimize"
+        try:
+            return optuna.create_study(study_name=name, storage=url, direction=direction, load_if_exists=True)
+        except (SQLAlchemyError, ValueError, ImportError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StorageError(f"cannot use the store {url}: {reason:.200}; check --storage") from error
+
+    def score(self, number: int, values: Mapping[str, float]) -> float:
+        """What validation rows say of the epoch that the trial keeps; trains, or reads a finished trial back."""
+        run = self.pipeline.fit(self.recipe(values), self.train, self.validation, self.trial_folder(number))
+        scores = [
+            record[self.stage.metric]
+            for record in run.history
+            if record["stage"] == self.stage.name and self.stage.metric in record
+        ]
+        if not scores:
+            raise UsageError("no validation row is labelled, so there is no score to search by")
+        return max(scores) if self.stage.mode == "max" else min(scores)
+
+    def trial_folder(self, number: int) -> Path:
+        return self.out / "trials" / f"{number:04d}"
+
+    def write(self, study: optuna.Study) -> None:
+        """sweep.json, the figure, the best settings as a configuration, and a table of the best on the terminal."""
+        from nestling.report.sweep import draw
+
+        assert self.stage.metric is not None
+        sign = -1 if self.stage.mode == "max" else 1
+        trials = [
+            {
+                "number": trial.number,
+                "fields": trial.params,
+                "value": trial.value,
+                "folder": str(self.trial_folder(trial.number).relative_to(self.out)) if self.is_mine(trial) else None,
+            }
+            for trial in study.get_trials(deepcopy=False)
+            if trial.state.is_finished()
+        ]
+        ranked = sorted((t for t in trials if t["value"] is not None), key=lambda t: sign * t["value"])
+        if not ranked:
+            raise DivergedError("every trial diverged: set a lower optimizer.lr")
+        given = load_toml(self.pipeline.folder.recipe)["given"]
+        given.pop("searched", None)
+        best = merge(given, parse_assignments(f"{name}={value!r}" for name, value in ranked[0]["fields"].items()))
+        write_text(
+            self.out / "best.toml", f"# trial {ranked[0]['number']} of {len(trials)}\n{to_toml({'given': best})}"
+        )
+        result = {
+            "metric": self.stage.metric,
+            "mode": self.stage.mode,
+            "best": ranked[0],
+            "trials": trials,
+            **provenance(self.pipeline.recipe.method, self.pipeline.seed, 0.0),
+        }
+        del result["seconds"]
+        write_json(self.out / "sweep.json", result)
+        write_bytes(self.out / "sweep.png", draw(result))
+        answer("\n".join(best_lines(result)))
+        answer(f"the best: {program()} train --config {self.out / 'best.toml'}; figure: {self.out / 'sweep.png'}")
+
+
+def best_lines(result: Mapping[str, Any]) -> Sequence[str]:
+    """The best trials of a sweep.json as an aligned table."""
+    sign = -1 if result["mode"] == "max" else 1
+    known = sorted((t for t in result["trials"] if t["value"] is not None), key=lambda t: sign * t["value"])
+    names = list(known[0]["fields"])
+    rows = [
+        [str(t["number"]), *(f"{t['fields'][name]:.4g}" for name in names), f"{t['value']:.4f}"] for t in known[:SHOWN]
+    ]
+    failed = len(result["trials"]) - len(known)
+    ended = f"{len(known)} trials" + (f", and {failed} diverged" if failed else "")
+    return [f"{ended}; {result['metric']} on validation rows", *aligned([["trial", *names, "score"], *rows], 1)]

@@ -1,0 +1,156 @@
+"""``nestling sweep``: what is searched and by what, trials as run folders, going on, and what is refused."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nestling.commands import pipeline
+from nestling.commands.sweep import ranges_of
+from nestling.config import load_toml
+from nestling.errors import DivergedError
+from nestling.files import read_lines
+from running import nestling, refuse, succeed, table
+from small import Watch
+
+pytest.importorskip("optuna")
+
+QUICK = ("--backbone", "conv:4/8", "--precision", "fp32", "--device", "cpu")
+SMALL = (*QUICK, "--set", "epochs=2", "steps_per_epoch=3", "batch_size=16", "augmentation=none")
+SWEEP = ("sweep", "digits", "--method", "robust", *SMALL)
+
+
+def content(out: Path) -> dict[str, Any]:
+    return json.loads((out / "sweep.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three trials on the digits."""
+    out = tmp_path_factory.mktemp("sweep") / "whole"
+    succeed(*SWEEP, "--trials", 3, "--out", out)
+    return out
+
+
+def test_what_comes_out(unbroken: Path) -> None:
+    """Every trial in its range, with the score of its run folder's best epoch; the best of them stands out."""
+    found = content(unbroken)
+    assert (found["metric"], found["mode"]) == ("worst concept's accuracy", "max")
+    assert [trial["number"] for trial in found["trials"]] == [0, 1, 2]
+    assert len({trial["fields"]["tau"] for trial in found["trials"]}) == 3
+    for trial in found["trials"]:
+        assert trial["fields"].keys() == {"tau", "strength"}
+        assert all(1e-3 <= value <= 10 for value in trial["fields"].values())
+        folder = unbroken / trial["folder"]
+        given = load_toml(folder / "recipe.toml")["given"]
+        assert {name: given[name] for name in trial["fields"]} == trial["fields"]
+        assert len(read_lines(folder / "metrics.jsonl")) > 0
+        assert not (folder / "metrics.json").exists(), "test rows were looked at"
+    best = max(found["trials"], key=lambda trial: trial["value"])
+    assert found["best"]["value"] == best["value"] > 0
+    assert (unbroken / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    said = succeed("show", unbroken).out
+    assert "3 trials; worst concept's accuracy on validation rows" in said
+
+
+def test_the_best_is_a_configuration(unbroken: Path, tmp_path: Path) -> None:
+    succeed("train", "--config", unbroken / "best.toml", *QUICK, "--out", tmp_path / "run")
+    given = load_toml(tmp_path / "run" / "recipe.toml")["given"]
+    assert {name: given[name] for name in ("tau", "strength")} == content(unbroken)["best"]["fields"]
+    assert given["epochs"] == 2 and given["source"] == "digits" and "searched" not in given
+
+
+def test_the_same_command_goes_on(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken off inside the second trial, then again: the same trials and scores as of the unbroken one."""
+    watch = Watch(monkeypatch)
+    out = tmp_path / "broken"
+    for stop in (8, 9):
+        watch.taken.clear()
+        watch.stop_at = stop
+        assert nestling(*SWEEP, "--trials", 3, "--out", out).code == 128 + 15
+    watch.taken.clear()
+    watch.stop_at = None
+    done = succeed(*SWEEP, "--trials", 3, "--out", out)
+    assert "resumed stage robust" in done.err and len(watch.taken) < 3 * 6
+    keys = ("number", "fields", "value")
+    one, other = ([{key: t[key] for key in keys} for t in content(run)["trials"]] for run in (out, unbroken))
+    assert one == other
+    # Finished, it trains nothing; with more trials it goes on.
+    watch.taken.clear()
+    succeed(*SWEEP, "--trials", 3, "--out", out)
+    assert watch.taken == []
+    succeed(*SWEEP, "--trials", 4, "--out", out)
+    assert len(watch.taken) == 6 and len(content(out)["trials"]) == 4
+    refuse(2, ["epochs: 2 there, 3 now"], *SWEEP, "epochs=3", "--trials", 3, "--out", out)
+
+
+def test_two_folders_share_a_database(tmp_path: Path) -> None:
+    """As two machines would: trials of both count, and each trains its own."""
+    options = ("--storage", f"sqlite:///{tmp_path / 'shared.db'}", "--trials")
+    succeed(*SWEEP, *options, 2, "--out", tmp_path / "one")
+    succeed(*SWEEP, *options, 3, "--out", tmp_path / "other")
+    assert [trial["folder"] for trial in content(tmp_path / "other")["trials"]] == [None, None, "trials/0002"]
+    assert [path.name for path in sorted((tmp_path / "one" / "trials").iterdir())] == ["0000", "0001"]
+
+
+def test_a_trial_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit, calls = pipeline.Pipeline.fit, iter(range(100))
+
+    def first_diverges(*arguments: Any) -> Any:
+        if next(calls) == 0:
+            raise DivergedError("the loss is not finite")
+        return fit(*arguments)
+
+    monkeypatch.setattr(pipeline.Pipeline, "fit", first_diverges)
+    done = succeed(*SWEEP, "--trials", 2, "--out", tmp_path / "run")
+    assert "the loss is not finite" in done.err and "1 trials, and 1 diverged" in done.out
+    assert [trial["value"] is None for trial in content(tmp_path / "run")["trials"]] == [True, False]
+
+
+def test_ranges() -> None:
+    assert ranges_of("robust", {}) == {"tau": (1e-3, 10.0), "strength": (1e-3, 10.0)}
+    assert ranges_of("robust", {"strength": "off"}).keys() == {"tau"}
+    assert ranges_of("end-to-end", {}) == {"optimizer.lr": (1e-4, 1e-1)}
+
+
+def test_test_rows_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And other methods search their learning rate by the loss that chooses their epochs."""
+    load, splits = pipeline.load_data, []
+
+    def note(source: str, split: str, *more: Any, **options: Any) -> Any:
+        splits.append(split)
+        return load(source, split, *more, **options)
+
+    monkeypatch.setattr(pipeline, "load_data", note)
+    succeed("sweep", "digits", "--method", "end-to-end", *SMALL, "--trials", 1, "--out", tmp_path / "run")
+    assert splits == ["train"]
+    found = content(tmp_path / "run")
+    assert (found["metric"], found["mode"]) == ("validation loss", "min")
+    assert found["best"]["fields"].keys() == {"optimizer.lr"}
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = ("--out", tmp_path / "run")
+    refuse(2, ["--trials must be at least 1, got 0"], *SWEEP, "--trials", 0, *out)
+    refuse(2, ["nothing to search: robust declares tau, strength"], *SWEEP, "tau=0.5", "strength=1", *out)
+    refuse(2, ["unknown method robst"], "sweep", "digits", "--method", "robst", *out)
+    refuse(2, ["keeps its last epoch"], "sweep", "digits", "--method", "layerwise", *QUICK, *out)
+    mix = table(tmp_path / "mix.csv", ["class", "share"], [("nobody", 1)])
+    refuse(2, ["unknown concept of the prior"], *SWEEP, "--target-mix", mix, *out)
+    assert not (tmp_path / "run").exists()
+    refuse(5, ["cannot use the store sqlite:////nowhere", "check --storage"], *SWEEP, "--storage",
+           "sqlite:////nowhere/at/all.db", *out)  # fmt: skip
+    original = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.split(".")[0] == "optuna":
+            raise ImportError(name)
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    refuse(2, ["nestling sweep needs the package 'optuna'", "nestling[sweep]"], *SWEEP, "--out", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
