@@ -18,7 +18,7 @@ from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run, fit
 from nestling.errors import DivergedError
-from nestling.methods import FlatMarginal, Nested
+from nestling.methods import FlatMarginal, Nested, Robust
 from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
 from nestling.objectives.reducers import Mean
@@ -34,6 +34,8 @@ CURVES: dict[str, Recipe] = {
         epochs=1, batch_size=8, norm="none", marginal=False, reading="exact", balance="rows", optimizer=SGD
     ),
     "layerwise": layerwise(augmentation="affine", views=2, together=2),
+    "robust": Robust(epochs=3, batch_size=15, steps_per_epoch=7, norm="none", optimizer=SGD, schedule="auto"),
+    "group-dro": Robust(epochs=2, batch_size=9, norm="none", optimizer=SGD, ascent="group-dro", smoothness=1.0),
     "flat": FlatMarginal(epochs=2, batch_size=9, steps_per_epoch=7, norm="none", optimizer=SGD),
 }
 

@@ -59,6 +59,28 @@ TABLE = [
         {"prune_to": 0.5},
         "prune_to needs layers of one convolution",
     ),
+    Row("robust", ("robust", "temperature"), {}, {"strength": 0.0}, "strength, lambda, must be above 0, got 0.0"),
+    Row(
+        "robust",
+        ("robust", "temperature"),
+        {"tau": 0.0, "schedule": "auto", "balance": "rows", "steps_per_epoch": 12},
+        {"tau": -1.0},
+        "tau must be at least 0, got -1.0",
+    ),
+    Row(
+        "robust",
+        ("robust", "temperature"),
+        {"smoothness": 2.0, "ascent": "group-dro", "norm": "none"},
+        {"strength": "of"},
+        "Did you mean 'off'",
+    ),
+    Row(
+        "robust",
+        ("robust", "temperature"),
+        {"strength": "off", "tau": 0.0, "selection": "worst-concept"},
+        {"strength": "off", "prior": ("a=1",)},
+        "set strength to a number",
+    ),
 ]
 
 

@@ -8,11 +8,13 @@ from nestling.methods.nested import Nested as Nested
 from nestling.methods.recipe import Optimizer as Optimizer
 from nestling.methods.recipe import Recipe as Recipe
 from nestling.methods.recipe import Stage as Stage
+from nestling.methods.robust import Robust as Robust
 
-RECIPES: dict[str, type[Recipe]] = {recipe.method: recipe for recipe in (Nested, EndToEnd, FlatMarginal, Layerwise)}
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.method: recipe for recipe in (Nested, EndToEnd, FlatMarginal, Layerwise, Robust)
+}
 
-
-__all__ = ["EndToEnd", "FlatMarginal", "Layerwise", "Nested", "Optimizer", "Recipe", "Stage"]
+__all__ = ["EndToEnd", "FlatMarginal", "Layerwise", "Nested", "Optimizer", "Recipe", "Robust", "Stage"]
 
 
 def recipe_class(method: str) -> type[Recipe]:

@@ -22,6 +22,8 @@ class NetworkOptions:
     """Finer levels see earlier maps of the backbone."""
     norm: str = "batch"
     """'batch' or 'none'."""
+    plain: bool = False
+    """The head of a single softmax reads the backbone's last map, pooled: there is nothing between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ class LayerOptions:
     """A level's classifiers answer together, weighted 2^j; else the last one does."""
 
 
-FLAT = ("end-to-end", "flat-marginal")
+FLAT = ("end-to-end", "flat-marginal", "robust")
 METHODS = ("nested", *FLAT, "layerwise")
 OPTIONS: dict[str, type[NetworkOptions] | type[LayerOptions]] = {"layerwise": LayerOptions}
 
@@ -77,7 +79,7 @@ def build_model(
                 raise unknown("network option", name, kind.__dataclass_fields__)
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         options = kind(**plain)
-    options = options or kind()
+    options = options or (NetworkOptions(plain=True) if method == "robust" else kind())
     if options.norm not in ("batch", "none"):
         raise unknown("norm", options.norm, ("batch", "none"))
     if len(input_shape) != 3 or min(input_shape) < 1:
@@ -94,7 +96,7 @@ def build_model(
     config["backbone"] = name = auto_backbone(input_shape) if backbone == "auto" else backbone
     network = build_backbone(name, input_shape, options.norm)
     heads = taxonomy.levels[-1:] if method in FLAT else None
-    return NestedModel(network, taxonomy, config, heads, options.skips, options.norm)
+    return NestedModel(network, taxonomy, config, heads, options.skips, options.norm, options.plain)
 
 
 def build_layers(
