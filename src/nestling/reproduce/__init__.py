@@ -4,6 +4,7 @@ from nestling.reproduce.layerwise_cifar import CIFAR10, DOWNSAMPLING, SEPARABILI
 from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WIDTH
 from nestling.reproduce.layerwise_memory import MEMORY
 from nestling.reproduce.layerwise_remarks import CLOSING, COMPRESSION, UNCONVERGED
+from nestling.reproduce.robust_concepts import AUGMENTATION, CONCEPTS, CONTROL, SCHEDULE
 from nestling.reproduce.table import Table
 
 TABLES: dict[str, Table] = {
@@ -20,5 +21,9 @@ TABLES: dict[str, Table] = {
         TRANSFER,
         MEMORY,
         IMAGENET,
+        CONCEPTS,
+        AUGMENTATION,
+        SCHEDULE,
+        CONTROL,
     )
 }
