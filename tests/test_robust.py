@@ -378,6 +378,46 @@ def test_rare_concepts_gain(toy_data: LabelledData) -> None:
     assert run.model.config["method"] == "robust"
 
 
-def test_nested_is_not_changed_by_what_robust_added(toy_data: LabelledData) -> None:
+# With nested learning ------------------------------------------------------------------------------------------------
+
+
+def nested_reducers(data: LabelledData, **fields: Any) -> list[list[ConceptWeighted]]:
+    """Of every term of each stage that trains levels."""
+    stages = [s for s in Nested(**fields).stages(small_model(data), data) if s.epochs]
+    found = [[term.reducer for _, term in Objective.of(stage.objective).weighted()] for stage in stages]
+    assert all(isinstance(reducer, ConceptWeighted) for reducers in found for reducer in reducers)
+    return found  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("level", ["coarse", "middle", "fine"])
+def test_nested_weights_concepts_at_any_level(level: str, toy_data: LabelledData) -> None:
+    """Every level's loss in every stage; the counts are those of the rows that it counts."""
+    found = nested_reducers(toy_data, concept_weights=level, concept_strength=3.0)
+    assert [len(reducers) for reducers in found] == [1, 2, 3]
+    column = toy_data.labels[:, toy_data.taxonomy.level_index(level)]
+    for reducers in found:
+        for reducer in reducers:
+            assert reducer.names == toy_data.taxonomy.classes[level] and reducer.strength == 3.0
+            assert reducer.counts.tolist() == np.bincount(column).tolist()
+    run = quick(Nested(concept_weights=level, epochs=1, batch_size=24, steps_per_epoch=4), toy_data)
+    assert {tuple(record["reducers"]) for record in run.history} == {
+        ("coarse",), ("coarse", "middle"), ("coarse", "middle", "fine"),
+    }  # fmt: skip
+
+
+def test_nested_s_concepts_are_counted_where_labels_are() -> None:
+    """The paper's loss gives a row without a level's label no value there, and its concept no count."""
+    data = rows()
+    fields = {"marginal": False, "balance": "rows", "concept_weights": "coarse"}
+    last = nested_reducers(data, **fields)[-1]
+    known = data.labels[data.finest_known() == 2, 0]
+    assert [reducer.counts.tolist() for reducer in last] == [np.bincount(known).tolist()] * 3
+    with pytest.raises(DataError, match="have no concept, since they are not labelled at level 'fine'"):
+        nested_reducers(data, concept_weights="fine")
+    with pytest.raises(UsageError, match="unknown level of: expected one of 'coarse'"):
+        nested_reducers(data, concept_weights="of")
+
+
+def test_nested_weights_no_concepts_by_itself(toy_data: LabelledData) -> None:
     stage = next(iter(Nested().stages(small_model(toy_data), toy_data)))
     assert not Objective.of(stage.objective).figures()

@@ -294,7 +294,7 @@ def logistic(inputs: Tensor, target: Tensor, theta: Tensor) -> Tensor:
 def worst(inputs: Tensor, target: Tensor, theta: Tensor, transport: float) -> Tensor:
     """The inner maximum of Section 3.2, by a search along theta, in which the gradient lies."""
     # The slope of the loss is at most ||theta||.
-    steps = torch.linspace(0, 1, 20_001, dtype=torch.float64) * theta.norm() / transport
+    steps = torch.linspace(0, 1.01, 20_001, dtype=torch.float64) * theta.norm() / transport
     margin = target * (inputs @ theta)
     along = torch.nn.functional.softplus(-(margin[:, None] - steps * theta.norm())) - transport / 2 * steps**2
     assert (along.argmax(1) < 20_000).all()

@@ -49,6 +49,13 @@ TABLE = [
         {"calibration": "all"},
         "unknown calibration all",
     ),
+    Row(
+        "nested",
+        ("coarse", "middle", "fine", "temperature"),
+        {"concept_weights": "coarse", "concept_strength": 2.0},
+        {"concept_strength": 0.0},
+        "concept_strength must be above 0",
+    ),
     Row("end-to-end", ("flat", "temperature"), {}, {"balance": "rows", "epochs": (1, 2)}, "2 values for 1 stages"),
     Row("flat-marginal", ("flat", "temperature"), {}, {"batch_size": 0}, "batch_size must be at least 1"),
     Row("layerwise", ("layer-1", "layer-2", "temperature"), {}, {"k": 0}, "k must be at least 1, got 0"),
@@ -179,7 +186,8 @@ def test_recipes_train_on_any_tree(row: Row, paths: list[str]) -> None:
         for number in range(60):
             labels[number, 1 + number % len(taxonomy.levels) :] = -1
         data = LabelledData(images, labels, taxonomy)
-    run = quick(recipe_of(row), data)
+    changes = {"concept_weights": taxonomy.levels[0]} if "concept_weights" in row.settings else {}
+    run = quick(recipe_of(row, **changes), data)
     with torch.no_grad():
         answers = run.model.answers(run.model(run.preprocessing(images[:5])))
     assert tuple(answers.combined) == taxonomy.levels

@@ -42,10 +42,11 @@ def moved_outputs(
     level = head if head in data.taxonomy.levels else data.taxonomy.levels[-1]
     try:
         for batch in rows.batches():
-            inputs = batch.inputs.detach().requires_grad_()
             labels = batch.at(level)
-            loss = F.cross_entropy(model(inputs).logits[head].float(), labels, ignore_index=-1, reduction="sum")
-            direction = adversarial_direction(loss, inputs)
+            with torch.enable_grad():
+                inputs = batch.inputs.detach().requires_grad_()
+                loss = F.cross_entropy(model(inputs).logits[head].float(), labels, ignore_index=-1, reduction="sum")
+                direction = adversarial_direction(loss, inputs)
             with torch.no_grad():
                 for step in steps:
                     parts[step].append(model(inputs + step * direction))

@@ -112,7 +112,6 @@ class Robust(Recipe):
         concepts = self.concepts_at(data.taxonomy)
         total = epochs * (steps or -(-len(rows) // batch_size))
         reducer = self.reducer(data, rows, concepts, batch_size, total) if self.weighted else None
-        measured = isinstance(reducer, ConceptWeighted) and self.schedule == "auto"
         worst = self.selection == "worst-concept" or (self.selection == "auto" and self.weighted)
         yield Stage(
             name="robust",
@@ -130,7 +129,9 @@ class Robust(Recipe):
             select=select_by_worst_concept(concepts) if worst else select_by_likelihood(levels),
             patience=self.patience,
             perturb=along_the_gradient(self.tau, self.smoothness) if self.tau or self.smoothness else None,
-            after_epoch=partial(note_schedule, reducer, total // epochs) if measured else None,
+            after_epoch=partial(note_schedule, reducer, total // epochs)
+            if isinstance(reducer, ConceptWeighted) and reducer.total is not None
+            else None,
         )
         yield temperature_stage(model, data, self.optimizer)
 
