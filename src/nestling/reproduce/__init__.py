@@ -5,6 +5,8 @@ from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WI
 from nestling.reproduce.layerwise_memory import MEMORY
 from nestling.reproduce.layerwise_remarks import CLOSING, COMPRESSION, UNCONVERGED
 from nestling.reproduce.robust_concepts import AUGMENTATION, CONCEPTS, CONTROL, SCHEDULE
+from nestling.reproduce.robust_transfer import FINETUNE
+from nestling.reproduce.robust_transfer import TRANSFER as ROBUST_TRANSFER
 from nestling.reproduce.table import Table
 
 TABLES: dict[str, Table] = {
@@ -21,8 +23,10 @@ TABLES: dict[str, Table] = {
         TRANSFER,
         MEMORY,
         IMAGENET,
+        ROBUST_TRANSFER,
         CONCEPTS,
         AUGMENTATION,
+        FINETUNE,
         SCHEDULE,
         CONTROL,
     )
