@@ -1,0 +1,79 @@
+"""Which rows of a set a trial trains on, chooses by, and is tested on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from nestling.data.dataset import LabelledData
+from nestling.data.sources import load_data
+from nestling.data.split import cut
+from nestling.errors import DataError
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The rows of a trial."""
+
+    train: LabelledData
+    validation: LabelledData | None
+    """To choose by; None where nothing is chosen."""
+    test: LabelledData
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A set and its rows; None for all of a split."""
+
+    source: str
+    train: int | None = None
+    test: int | None = None
+    split: str = "test"
+    image_size: int | None = None
+    sizes: tuple[int, int] | None = None
+    """The finest classes get so many training rows, log-spaced from the first number to the second in the order of
+    their natural sizes: unbalanced concepts."""
+    validation: int | float = 0
+    """Kept from training, to choose by: so many rows of each of the finest classes beside their training rows, or a
+    share of all of them."""
+
+    def load(self, data_dir: str | None) -> Parts:
+        """Read them. Raises DataError where a class has too few."""
+        train = load_data(self.source, "train", data_dir, image_size=self.image_size, first=self.train)
+        test = load_data(self.source, self.split, data_dir, image_size=self.image_size, first=self.test)
+        if self.sizes is not None:
+            assert isinstance(self.validation, int)
+            return Parts(*unbalanced(train, self.sizes, self.validation), test)
+        if self.validation:
+            train, validation = cut(train, (1 - self.validation, self.validation), 0)
+            return Parts(train, validation, test)
+        return Parts(train, None, test)
+
+    def key(self) -> dict[str, Any]:
+        """What differs from the defaults, as JSON."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+
+def unbalanced(data: LabelledData, sizes: tuple[int, int], validation: int) -> tuple[LabelledData, LabelledData]:
+    """Training rows of log-spaced classes, and ``validation`` rows of each class, which come first.
+
+    Raises DataError where a class has fewer rows than that takes.
+    """
+    codes = data.labels[:, -1]
+    classes, counts = np.unique(codes[codes >= 0], return_counts=True)
+    wanted = np.geomspace(*sizes, len(classes)).round().astype(int)
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for code, size in zip(classes[np.argsort(-counts, kind="stable")], wanted):
+        rows = np.flatnonzero(codes == code)
+        if len(rows) < validation + size:
+            name = data.taxonomy.classes[data.taxonomy.levels[-1]][code]
+            raise DataError(
+                f"class {name!r} has {len(rows)} rows, and {size} to train on and {validation} to choose by are asked "
+                "for: ask for fewer"
+            )
+        parts[1].append(rows[:validation])
+        parts[0].append(rows[validation : validation + size])
+    train, kept = (data.subset(np.sort(np.concatenate(part))) for part in parts)
+    return train, kept
