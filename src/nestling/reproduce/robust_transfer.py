@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
 from nestling.engine.fit import fit, seeded
-from nestling.evaluate.transfer import svm_transfer
+from nestling.evaluate.transfer import COSTS, svm_transfer
 from nestling.methods.recipe import Context, Optimizer, Stage
 from nestling.methods.robust import Robust
 from nestling.models.build import build_model
@@ -31,7 +31,7 @@ TARGETS = (COARSE, "cifar10", "grocery", "fashion_mnist", "digits")
 TAUS = (0.25, 0.5)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=10)
 def target_rows(target: str, split: str, data_dir: str | None, first: int | None) -> LabelledData:
     """The first rows of a target as 32x32 pictures in colour, held for the next trial of this process."""
     name = "cifar10" if target == COARSE else target
@@ -93,7 +93,7 @@ def source_accuracy(row: str, found: Trained, data: LabelledData) -> Cell:
 def transfer_trials(scale: str) -> list[Trial]:
     options = {
         "targets": TARGETS,
-        "costs": (1e-3, 1e-2, 1e-1, 1.0, 10.0) if scale == "paper" else (1e-2, 1e-1, 1.0),
+        "costs": {"smoke": (0.1,), "small": (0.01, 0.1, 1.0), "paper": COSTS}[scale],
         "folds": 2 if scale == "smoke" else 3,
         "first": {"smoke": 500, "small": 2000, "paper": None}[scale],
     }
