@@ -57,7 +57,7 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def neighbours(features: Tensor, k: int) -> Iterator[tuple[slice, Tensor]]:
-    """The ``k`` nearest other rows of every row of ``features`` (n, d), of unit norm, block by block: (rows, indices)."""
+    """The ``k`` nearest other rows of each of ``features`` (n, d), of unit norm, block by block: (rows, indices)."""
     size = max(BLOCK // max(len(features), 1), 1)
     for begin in range(0, len(features), size):
         rows = slice(begin, min(begin + size, len(features)))

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 UNLABELLED = ("skip", "instance")
 
 
+def features_of(outputs: Outputs, name: str) -> Tensor:
+    """(b, d) float32. Raises UsageError for an output that there is not."""
+    if name not in outputs.features:
+        raise unknown("output", name, outputs.features)
+    return outputs.features[name].float()
+
+
 class InstanceTerm(Term, ABC):
     """Abstract. Rows of weights, one for each training row, that move by SGD of their own.
 
@@ -73,9 +80,7 @@ class InstanceTerm(Term, ABC):
         return torch.where(inside, self.place[index.clamp_max(len(self.place) - 1)], -1)
 
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        if self.output not in outputs.features:
-            raise unknown("output", self.output, outputs.features)
-        features = outputs.features[self.output].float()
+        features = features_of(outputs, self.output)
         if features.shape[1] != self.rows.weight.shape[1]:
             raise UsageError(
                 f"expected features (b, {self.rows.weight.shape[1]}) of {self.output!r}, got {tuple(features.shape)}"
@@ -190,7 +195,7 @@ class InstanceProxy(Term):
         places = self.instances.places(batch.index)
         known = places >= 0
         target = torch.where(known, self.membership[places.clamp_min(0)], -1)
-        scores = outputs.features[self.output].float() @ self.proxies.T
+        scores = features_of(outputs, self.output) @ self.proxies.T
         if self.within:
             own = self.owner[target.clamp_min(0)]
             scores = scores.masked_fill((self.owner != own[:, None]) & (target >= 0)[:, None], -torch.inf)
@@ -221,7 +226,7 @@ class SupervisedContrastive(Term):
         self.output, self.level, self.temperature = output, level, temperature
 
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        labels, features = batch.at(self.level), outputs.features[self.output].float()
+        labels, features = batch.at(self.level), features_of(outputs, self.output)
         others, theirs = collective.gather(features), collective.gather(labels)
         number = torch.arange(len(theirs), device=labels.device)
         own = number[collective.gather(torch.full_like(labels, collective.rank())) == collective.rank()]

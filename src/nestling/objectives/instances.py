@@ -94,7 +94,8 @@ def supervised_contrastive(anchors: Tensor, others: Tensor, positive: Tensor, it
 
     Returns
     -------
-    (b,): minus the mean log-probability of the positives among all others, 0 without any. ``UsageError`` on other shapes.
+    (b,): minus the mean log-probability of the positives among all others, 0 without any. ``UsageError`` on other
+    shapes.
     """
     if positive.shape != (len(anchors), len(others)) or itself.shape != positive.shape:
         raise UsageError(

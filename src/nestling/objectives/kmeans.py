@@ -57,7 +57,8 @@ def kmeans(rows: Tensor, num: int, iterations: int = 20, seed: int = 0) -> Clust
     distances = torch.full((len(rows),), torch.inf, device=rows.device)
     moved = torch.ones(num, dtype=torch.bool, device=rows.device)
     taken = 0
-    for taken in range(1, iterations + 1):
+    while taken < iterations:
+        taken += 1
         before = membership.clone()
         assign(rows, norms, centres, moved, membership, distances)
         refill(num, membership, distances)

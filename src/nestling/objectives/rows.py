@@ -22,16 +22,31 @@ BLOCK = 1 << 18
 """Numbers of a block of rows that is updated at once: as many bytes of rows and of momentum fit into a core's cache."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One class of a batch."""
+
+    number: int
+    begin: int
+    end: int
+    """Of its features, which are sorted."""
+    residual: Tensor
+    """(features, rows of the class): p - y."""
+    scores: Tensor | None
+    """Of unit rows, the same shape."""
+    inverse: Tensor | None
+    """Of unit rows, (rows of the class,): 1 / |w|."""
+
+
+@dataclass(eq=False)
 class Drawn:
-    """What the update needs of a forward pass: the global batch, sorted by class, and each class's coefficients."""
+    """What the update needs of a forward pass over the global batch."""
 
     features: Tensor
-    """(b, d), sorted."""
+    """(b, d), sorted by row."""
     order: Tensor
     """(b,): the place of each sorted feature in the global batch."""
-    parts: list[tuple[int, int, int, Tensor, Tensor | None, Tensor | None]] = field(default_factory=list)
-    """Per class: its number, first and last feature, p - y as (features, rows) and, of unit rows, scores and 1 / |w|."""
+    parts: list[Part] = field(default_factory=list)
     upstream: Tensor | None = None
     """(own b,): the gradient of the loss with respect to each of this process's values."""
 
@@ -93,20 +108,17 @@ class ClassRows(nn.Module):
             if number >= 0:
                 if matrix != [[1.0, 0.0], [0.0, 1.0]]:
                     self.catch_up(number, matrix)
-                part = self.one_class(number, features[begin:end], places[begin:end], values[begin:end])
-                torch.mm(
-                    part[0] if part[2] is None else part[0] * part[2], self.rows_of(number), out=gradients[begin:end]
-                )
-                drawn.parts.append((number, begin, end, *part))
+                part = self.one_class(number, begin, features[begin:end], places[begin:end], values[begin:end])
+                scaled = part.residual if part.inverse is None else part.residual * part.inverse
+                torch.mm(scaled, self.rows_of(number), out=gradients[begin:end])
+                drawn.parts.append(part)
             begin = end
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         return values[back], gradients[back], drawn
 
-    def one_class(
-        self, number: int, features: Tensor, places: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Fills ``values``; returns p - y (b, n_k) and, of unit rows, scores (b, n_k) and 1 / |w| (n_k,)."""
+    def one_class(self, number: int, begin: int, features: Tensor, places: Tensor, values: Tensor) -> Part:
+        """Fills ``values``, of the features that begin at ``begin``; what is left of them for the update."""
         rows = self.rows_of(number)
         scores, inverse, kept = features @ rows.T, None, None
         if self.unit:
@@ -118,7 +130,7 @@ class ClassRows(nn.Module):
         torch.sub(total, scores.gather(1, target), out=values[:, None])
         p = scores.sub_(total).exp_()
         p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))
-        return p, kept, inverse
+        return Part(number, begin, begin + len(features), p, kept, inverse)
 
     def rows_of(self, number: int) -> Tensor:
         """(n_k, d): a view."""
@@ -147,15 +159,15 @@ class ClassRows(nn.Module):
         # The gradients of several processes are averaged.
         upstream = collective.gather(drawn.upstream / collective.world_size())[drawn.order]
         decay, momentum = self.weight_decay, self.momentum
-        for number, begin, end, p, scores, inverse in drawn.parts:
-            coefficients = p.mul_(upstream[begin:end, None])
+        for part in drawn.parts:
+            coefficients = part.residual.mul_(upstream[part.begin : part.end, None])
             pull = None
-            if scores is not None and inverse is not None:
+            if part.scores is not None and part.inverse is not None:
                 # d(f w / |w|) / dw = (f - s w / |w|) / |w|: the part along w is a factor on each row.
-                pull = decay - scores.mul_(coefficients).sum(0).mul_(inverse).mul_(inverse)
-                coefficients.mul_(inverse)
-            features, start = drawn.features[begin:end], self.starts[number]
-            for first, last in self.blocks(number):
+                pull = decay - part.scores.mul_(coefficients).sum(0).mul_(part.inverse).mul_(part.inverse)
+                coefficients.mul_(part.inverse)
+            features, start = drawn.features[part.begin : part.end], self.starts[part.number]
+            for first, last in self.blocks(part.number):
                 w, v = self.weight[first:last], self.velocity[first:last]
                 v.addmm_(coefficients[:, first - start : last - start].T, features, beta=momentum)
                 if pull is not None:
@@ -163,7 +175,7 @@ class ClassRows(nn.Module):
                 elif decay:
                     v.add_(w, alpha=decay)
                 w.add_(v, alpha=-lr)
-        moved = [part[0] for part in drawn.parts]
+        moved = [part.number for part in drawn.parts]
         once = torch.tensor(
             [[1 - lr * decay, -lr * momentum], [decay, momentum]], dtype=torch.float64, device=self.behind.device
         )
