@@ -51,7 +51,7 @@ def retrieval(folder: Path, size: Size) -> Row:
     try:
         import faiss
     except ImportError as error:
-        raise SystemExit("the row 'retrieval' needs faiss: pip install faiss-cpu") from error
+        raise SystemExit("the row 'retrieval' needs faiss: pip install 'nestling[bench]'") from error
 
     gallery = normalised(torch.randn(60_502 if size.rounds > 3 else 3_000, WIDTH))
     queries, index = gallery[:1000], faiss.IndexFlatIP(WIDTH)
