@@ -26,6 +26,7 @@ from loops import TINY, Bare, Size, beside, checkpointing, made, network
 from memory import beside as ways
 from memory import lines, table
 from paired import Row, in_turns, process
+from search import clusters, instances, retrieval
 
 from nestling.data.transforms import Augmentation
 from nestling.engine.runtime import Runtime, cpu_has_bf16
@@ -155,7 +156,12 @@ ROWS: dict[str, Callable[[Path, Size], Row]] = {
     "cached-epoch": cached_epoch,
     "concepts": robust.concepts,
     "second-pass": robust.second_pass,
+    "instances": instances,
+    "clusters": clusters,
 }
+ON_REQUEST: dict[str, Callable[[Path, Size], Row]] = {"retrieval": retrieval}
+"""Rows that need what nestling's extras do not install; measured where they are named."""
+EVERY = ROWS | ON_REQUEST
 TABLE = "memory-table"
 """What every network takes by each way, which no target is set for."""
 
@@ -164,22 +170,22 @@ def main() -> None:
     """Measure, print and write."""
     known = [*ROWS, TABLE]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", default="", help=f"some of {','.join(known)}; by default all")
+    parser.add_argument("--rows", default="", help=f"some of {','.join([*EVERY, TABLE])}; by default {','.join(known)}")
     parser.add_argument("--out", default="results/bench.json")
     parser.add_argument("--tiny", action="store_true", help="so small that the figures mean nothing: does it run?")
     options = parser.parse_args()
     names = [name for name in options.rows.split(",") if name] or known
     for name in names:
-        if name not in known:
-            raise SystemExit(str(unknown("row", name, known)))
+        if name not in [*EVERY, TABLE]:
+            raise SystemExit(str(unknown("row", name, [*EVERY, TABLE])))
     size = TINY if options.tiny else Size()
     began, found = time.monotonic(), []
     Path("runs").mkdir(exist_ok=True)
     # On the disk that runs are written to, not in memory as a /tmp may be.
     with tempfile.TemporaryDirectory(prefix="bench-", dir="runs") as folder:
         for name in names:
-            if name in ROWS:
-                row = ROWS[name](Path(folder) / name, size)
+            if name in EVERY:
+                row = EVERY[name](Path(folder) / name, size)
                 found.append(row.record())
                 print(row.line(), flush=True)
     memory = table(size.networks) if TABLE in names else []

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SPEED = ("loop", "default", "augment", "checkpoint", "help", "import")
 MEMORY = ("memory", "resident", "memory-checkpointing", "resident-checkpointing", "epoch-checkpointing", "cached-epoch")
 ROBUST = ("concepts", "second-pass")
-ROWS = SPEED + MEMORY + ROBUST
+SEARCH = ("instances", "clusters")
+ROWS = SPEED + MEMORY + ROBUST + SEARCH
 WAYS = ["layerwise", "end-to-end", "checkpointing"]
 
 

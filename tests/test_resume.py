@@ -207,8 +207,11 @@ def test_every_logged_step_stands_once(case: str, unbroken: Callable) -> None:
     assert [(r["stage"], r["epoch"], r["step"]) for r in records] == expected
     more = {"reducers"} if case == "robust" else set()
     assert all(r.keys() == {"stage", "epoch", "step", "loss", "lr", "terms"} | more for r in records)
-    weighted = [r for r in records if r["stage"] in ("coarse", "flat", "robust")]
-    assert weighted and all(r["loss"] == pytest.approx(sum(r["terms"].values())) for r in weighted)
+    weighted = [r for r in records if r["stage"] in ("coarse", "flat", "robust", "search")]
+    factors = {"instance": 0.5, "proxy": 0.5}
+    for r in weighted:
+        assert r["loss"] == pytest.approx(sum(factors.get(name, 1) * value for name, value in r["terms"].items()))
+    assert weighted
 
 
 def test_resuming_is_said(data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -1,6 +1,7 @@
 """The formulas of nestling, on torch tensors: pure functions, each with its source. Levels go coarse to fine."""
 
 from nestling.data.distortions import turbulence
+from nestling.evaluate.retrieval import recall_at_k
 from nestling.objectives.calibration import expected_calibration_error
 from nestling.objectives.functional import (
     aggregate,
@@ -9,6 +10,7 @@ from nestling.objectives.functional import (
     marginal_cross_entropy,
     similarity_matching,
 )
+from nestling.objectives.instances import instance_loss, instance_loss_within, proxy_loss
 from nestling.objectives.robust import (
     adversarial_direction,
     adversarial_step,
@@ -35,9 +37,13 @@ __all__ = [
     "concept_weights_step",
     "expected_calibration_error",
     "group_dro_step",
+    "instance_loss",
+    "instance_loss_within",
     "least_expected_distance",
     "marginal_cross_entropy",
     "project_onto_simplex",
+    "proxy_loss",
+    "recall_at_k",
     "regret_bound",
     "similarity_matching",
     "slow_start",

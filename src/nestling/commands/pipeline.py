@@ -19,7 +19,7 @@ from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.notes import notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
-from nestling.commands.words import concept_lines, program, score_lines
+from nestling.commands.words import concept_lines, program, retrieval_lines, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
@@ -109,7 +109,7 @@ class Pipeline:
         )
         for line in score_lines({"": metrics["levels"]}):
             say(line)
-        for line in concept_lines(metrics):
+        for line in (*concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
             say(line)
         if "verdict" in metrics:
             say(metrics["verdict"])

@@ -1,0 +1,177 @@
+"""An index: what a model makes of the rows of a source, in a folder of safetensors and JSON, to be searched again.
+
+``features.safetensors`` holds unit features (n, d); ``index.json`` what the rows are called, their labels, and the
+fingerprint of the model, whose features alone may be compared with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from nestling.data.dataset import LabelledData
+from nestling.errors import StorageError, UsageError
+from nestling.evaluate.predictor import Predictor
+from nestling.evaluate.retrieval import nearest, normalised
+from nestling.files import write_folder
+from nestling.models.weights import weights_hash
+
+FORMAT = 1
+FEATURES, ROWS = "features.safetensors", "index.json"
+LARGEST = 16 * 2**30
+"""Bytes of each file; a larger one is refused before it is read."""
+AT_ONCE = 1024
+"""Pictures that are decoded and embedded together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Rows that can be searched."""
+
+    features: Tensor
+    """(n, d) float32 of unit norm."""
+    items: tuple[str, ...]
+    """A name for every row: a file, or ``mnist/test row 17``."""
+    labels: dict[str, list[str | None]]
+    """By level, coarse to fine; None = not labelled."""
+    fingerprint: str
+    """Of the model that made the features."""
+    source: str
+    """What was indexed."""
+    root: str = ""
+    """The folder from which the items are files; empty where they are none: rows of tables and of made sets."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def labels_of(self, row: int) -> dict[str, str]:
+        """The labels known of a row."""
+        return {level: names[row] for level, names in self.labels.items() if names[row] is not None}  # type: ignore[misc]
+
+    def file_of(self, row: int) -> Path | None:
+        """The file that a row was made from, which may be gone; None where it was none."""
+        return Path(self.root, self.items[row]) if self.root else None
+
+    def is_gone(self, row: int) -> bool:
+        """Whether a row was a file that is no longer there."""
+        file = self.file_of(row)
+        return file is not None and not file.exists()
+
+    def search(self, features: Tensor, k: int) -> tuple[list[list[tuple[int, float]]], list[str]]:
+        """For each of ``features`` (b, d) the ``k`` most similar rows and their cosine similarity, best first.
+
+        Rows whose files have vanished since are left out; the second value names those that would have been found.
+        """
+        units, gone, hits = normalised(features), [], []
+        vanished = torch.zeros(len(self), dtype=torch.bool)
+        for unit in units:
+            while True:
+                rows, scores = nearest(unit[None], self.features, min(k + int(vanished.sum()), len(self)))
+                found = [(row, score) for row, score in zip(rows[0].tolist(), scores[0].tolist()) if not vanished[row]]
+                missing = [row for row, _ in found[:k] if self.is_gone(row)]
+                if not missing:
+                    hits.append(found[:k])
+                    break
+                vanished[missing] = True
+                gone += [self.items[row] for row in missing]
+        return hits, gone
+
+    def write(self, folder: Path | str) -> None:
+        """As a folder, whole or not at all."""
+        rows = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "source": self.source,
+            "root": self.root,
+            "items": list(self.items),
+            "labels": self.labels,
+        }
+        contents = {
+            FEATURES: save({"features": self.features.contiguous()}),
+            ROWS: json.dumps(rows, ensure_ascii=False, allow_nan=False).encode(),
+        }
+        write_folder(folder, contents)
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Index:
+        """From ``write``. Raises StorageError for what is damaged, or newer than this nestling."""
+        folder = Path(folder)
+        try:
+            for name in (FEATURES, ROWS):
+                if (folder / name).stat().st_size > LARGEST:
+                    raise ValueError(f"{name} is larger than {LARGEST:,} bytes")
+            rows: dict[str, Any] = json.loads((folder / ROWS).read_bytes())
+            if rows["format"] > FORMAT:
+                raise StorageError(f"the index {folder} is of a newer nestling: update nestling, or index again")
+            index = cls(
+                features=load((folder / FEATURES).read_bytes())["features"],
+                items=tuple(rows["items"]),
+                labels={str(level): list(names) for level, names in rows["labels"].items()},
+                fingerprint=str(rows["fingerprint"]),
+                source=str(rows["source"]),
+                root=str(rows["root"]),
+            )
+            index.check()
+        except StorageError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise StorageError(f"the index {folder} is damaged ({reason:.200}): index again") from error
+        return index
+
+    def check(self) -> None:
+        """Raise ValueError where the parts do not fit each other."""
+        if self.features.ndim != 2 or self.features.dtype != torch.float32 or not torch.isfinite(self.features).all():
+            raise ValueError("the features are not finite numbers (n, d)")
+        counts = {len(self.items), len(self.features), *map(len, self.labels.values())}
+        names = [*self.items, *(name for column in self.labels.values() for name in column if name is not None)]
+        if len(counts) > 1 or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"features, items and labels of {sorted(counts)} rows")
+
+
+def is_index(path: Path | str) -> bool:
+    """Whether the folder holds an index."""
+    return (Path(path) / ROWS).is_file() and (Path(path) / FEATURES).is_file()
+
+
+def fingerprint(predictor: Predictor) -> str:
+    """By which a model is known again: its weights, and how pictures are made ready for it."""
+    text = f"{weights_hash(predictor.model)} {json.dumps(predictor.preprocessing.to_dict(), sort_keys=True)}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def build_index(predictor: Predictor, data: LabelledData, source: str) -> Index:
+    """Embed every row of ``data``, whose images have the model's size."""
+    parts = [
+        predictor.embed(data.images(np.arange(begin, min(begin + AT_ONCE, len(data)))))
+        for begin in range(0, len(data), AT_ONCE)
+    ]
+    if not parts:
+        raise UsageError(f"{source} has no rows to index")
+    names = [data.taxonomy.classes[level] for level in data.taxonomy.levels]
+    labels = {
+        level: [names[place][code] if code >= 0 else None for code in data.labels[:, place].tolist()]
+        for place, level in enumerate(data.taxonomy.levels)
+    }
+    features = normalised(torch.from_numpy(np.concatenate(parts)))
+    root = str(Path.cwd()) if Path(data.items[0]).is_file() else ""
+    return Index(features, data.items, labels, fingerprint(predictor), source, root)
+
+
+def check_model(index: Index, predictor: Predictor, place: str) -> None:
+    """Raise UsageError where another model made the index: its features mean nothing to this one."""
+    own = fingerprint(predictor)
+    if index.fingerprint != own:
+        raise UsageError(
+            f"the index {place} was made by another model (fingerprint {index.fingerprint}, this one's is {own}): "
+            "index the source again with this model, or search with that one"
+        )

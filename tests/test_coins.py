@@ -1,0 +1,149 @@
+"""Search from coarse labels, whole: what it must show on digit-pairs, and what the recipe does with its settings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nestling.data.dataset import LabelledData
+from nestling.data.sources import load_data
+from nestling.engine.fit import fit
+from nestling.engine.runtime import Runtime
+from nestling.evaluate.measure import CLEAN, measure, outputs_of
+from nestling.methods import Coins
+from nestling.methods.coins import switched_on
+from nestling.methods.recipe import Stage
+from nestling.models.build import build_model
+from nestling.models.search import SearchModel
+from nestling.objectives.instance_terms import InstanceProxy, InstanceWithin
+from nestling.objectives.reducers import Mean
+from nestling.objectives.terms import Objective
+from small import quick, small_model
+
+
+def fine_recall(variant: str) -> float:
+    """Fine R@1 in per cent on the test pairs, after 20 epochs on the 2,000 training pairs."""
+    recipe = Coins(variant=variant, epochs=20, batch_size=64, augmentation="crop")
+    train, test = (load_data("digit-pairs", split) for split in ("train", "test"))
+    options = {"backbone": "conv:32/64/128", "device": "cpu", "precision": "fp32", "verbose": False, "whole": True}
+    run = fit(recipe, train, **options)  # type: ignore[arg-type]
+    outputs = outputs_of(run.model, run.preprocessing, test, Runtime.choose("cpu", "fp32"))
+    assert run.model.answers(outputs[CLEAN]).combined.keys() == {"coarse"}, "no fine label was seen"
+    return 100 * measure(run.model, outputs, test).metrics["retrieval"]["fine"]["1"]
+
+
+def test_coarse_labels_find_fine_classes() -> None:
+    """More than either of its parts: coarse labels alone leave the right digit out, instances alone the left one."""
+    assert Coins().variant == "coins-imp" and Coins().instance_weight == 0.5
+    found = {variant: fine_recall(variant) for variant in ("cos", "ins", "coins-imp")}
+    assert found["coins-imp"] >= found["cos"] + 20, found
+    assert found["coins-imp"] >= found["ins"] + 8, found
+
+
+def stage_of(recipe: Coins, data: LabelledData) -> tuple[Stage, SearchModel]:
+    model = small_model(data, method="coins", options=recipe.network())
+    assert isinstance(model, SearchModel)
+    return next(iter(recipe.stages(model, data))), model
+
+
+TERMS = {
+    "ins": {"coarse", "instance"},
+    "cos": {"coarse"},
+    "coins": {"coarse", "instance"},
+    "coins-imp": {"coarse", "instance"},
+    "coins-cos": {"coarse", "instance"},
+    "coins-cos-mlp": {"coarse", "instance"},
+    "coinsp": {"coarse", "instance", "proxy"},
+    "supcon": {"coarse", "contrast"},
+    "opt": {"fine"},
+}
+
+
+@pytest.mark.parametrize("variant", TERMS)
+def test_variants(variant: str, toy_data: LabelledData) -> None:
+    stage, model = stage_of(Coins(variant=variant, instance_weight=0.3, epochs=4), toy_data)
+    weighted = {term.name: (weight, term) for weight, term in Objective.of(stage.objective).weighted()}
+    assert weighted.keys() == TERMS[variant]
+    assert model.cosine == (variant in ("coins-cos", "coins-cos-mlp", "coinsp", "supcon"))
+    assert isinstance(model.projection, torch.nn.Identity) == (variant not in ("coins-cos-mlp", "coinsp", "supcon"))
+    assert model.probe == (variant in ("ins", "supcon"))
+    assert stage.select is None, "the last epoch is kept"
+    if "instance" in weighted:
+        weight, term = weighted["instance"]
+        assert weight == (1 if variant == "ins" else 0.3)
+        assert isinstance(term, InstanceWithin) == (variant not in ("ins", "coins"))
+    if variant == "coinsp":
+        weight, term = weighted["proxy"]
+        assert callable(weight) and [weight(p) for p in (0, 0.49, 0.5, 1)] == [0, 0, 0.5, 0.5]
+        assert isinstance(term, InstanceProxy) and len(term.proxies) == 240 // 5
+
+
+def test_proxies_begin_with_a_whole_epoch() -> None:
+    assert [switched_on(epochs) for epochs in (1, 2, 3, 5, 200)] == [1, 1 / 2, 2 / 3, 3 / 5, 1 / 2]
+
+
+def test_the_classifier_of_instances_alone_shapes_nothing(toy_data: LabelledData) -> None:
+    """A probe: its loss has no gradient in the backbone."""
+    for variant, shapes in (("ins", False), ("coins", True)):
+        _, model = stage_of(Coins(variant=variant), toy_data)
+        outputs = model(torch.rand(4, 1, 8, 8))
+        outputs.logits["coarse"].sum().backward()
+        assert (next(model.backbone.parameters()).grad is not None) == shapes
+        assert model.classifier.weight.grad is not None
+
+
+def test_the_cosine_softmax_by_hand(toy_data: LabelledData) -> None:
+    """Logits are cosines over the temperature, which may be learned; search sees the features before the head."""
+    _, model = stage_of(Coins(variant="coins-cos-mlp", temperature=0.2, learn_temperature=True, mlp=5), toy_data)
+    images = torch.rand(3, 1, 8, 8)
+    outputs = model.eval()(images)
+    z = model.projection(outputs.embedding)
+    for row in range(3):
+        for c in range(2):
+            w = model.classifier.weight[c]
+            cosine = (z[row] @ w / (z[row].norm() * w.norm())).item()
+            assert outputs.logits["coarse"][row, c].item() == pytest.approx(cosine / 0.2, abs=1e-5)
+    assert outputs.embedding.shape == (3, 8) and outputs.features["coarse"].shape == (3, 5)
+    outputs.logits["coarse"].square().sum().backward()
+    assert model.log_factor is not None and model.log_factor.grad is not None and model.log_factor.grad != 0
+
+
+def test_rows_without_coarse_label(toy_data: LabelledData) -> None:
+    data = toy_data.keep({"coarse": 0.5}, seed=2)
+    known = np.flatnonzero(data.labels[:, 0] >= 0)
+    skipping, _ = stage_of(Coins(), data)
+    assert skipping.rows is not None and skipping.rows.tolist() == known.tolist()
+    taking, _ = stage_of(Coins(unlabelled="instance"), data)
+    term = Objective.of(taking.objective).weighted()[1][1]
+    assert isinstance(term, InstanceWithin) and taking.rows is not None and len(taking.rows) == 240
+    assert term.rows.starts == [0, *np.cumsum([*np.bincount(data.labels[known, 0]), 240 - len(known)]).tolist()]
+    quick(Coins(unlabelled="instance", epochs=1, batch_size=16, steps_per_epoch=2), data)
+
+
+def test_the_coarse_term_takes_another_reducer(toy_data: LabelledData) -> None:
+    class Doubled(Mean):
+        pass
+
+    _, model = stage_of(Coins(), toy_data)
+    reducer = Doubled()
+    objective, _ = Coins().objective(model, toy_data, np.arange(240), reducer)
+    assert [term.reducer is reducer for _, term in objective.weighted()] == [True, False]
+
+
+def test_a_bundle_remembers_the_network(toy_data: LabelledData, tmp_path) -> None:
+    from nestling import from_pretrained
+
+    run = quick(Coins(variant="coinsp", learn_temperature=True, epochs=2, batch_size=32, steps_per_epoch=2), toy_data)
+    run.save_pretrained(tmp_path / "bundle")
+    images = toy_data.inputs[:5].numpy()[:, 0]
+    predictor = from_pretrained(tmp_path / "bundle", "cpu")
+    with torch.no_grad():
+        expected = run.model(run.preprocessing(toy_data.images(np.arange(5)))).embedding
+    np.testing.assert_allclose(predictor.embed(images), expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert [answer["answer"]["level"] for answer in predictor.predict(images)] == ["coarse"] * 5
+
+
+def test_coins_can_be_built_by_name(toy_data: LabelledData) -> None:
+    model = build_model(toy_data.taxonomy, (1, 8, 8), "conv:4/8", "coins", {"level": "middle", "mlp": 3})
+    assert isinstance(model, SearchModel) and model.outputs == ("middle",) and model.dimension == 3

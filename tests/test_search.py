@@ -1,0 +1,162 @@
+"""``nestling index`` and ``nestling search``: what they write and answer, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nestling import from_pretrained
+from nestling.evaluate.index import Index, is_index
+from running import QUICK, nestling, refuse, succeed
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, and a gallery of 30 pictures in class folders."""
+    folder = tmp_path_factory.mktemp("search")
+    for seed in (0, 1):
+        succeed("train", "digits", "--method", "coins", *QUICK, "--seed", seed, "--out", folder / f"model-{seed}")
+    generator = np.random.default_rng(0)
+    for number in range(30):
+        picture = folder / "gallery" / "ab"[number % 2] / f"{number % 2}-{number % 5}" / f"{number:02d}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(picture)
+    return folder
+
+
+@pytest.fixture
+def index(place: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "index"
+    assert succeed("index", place / "model-0", place / "gallery", "--out", out).out == f"{out}\n"
+    return out
+
+
+def answers(*arguments: object) -> list[dict]:
+    return json.loads(succeed("search", *arguments, "--json", "-").out)
+
+
+def test_an_index_answers_as_its_source_does(place: Path, index: Path, tmp_path: Path) -> None:
+    model, query = place / "model-0", place / "gallery" / "a" / "0-2" / "02.png"
+    found = answers(model, query, "--gallery", index, "-k", "4")
+    assert found == answers(model, query, "--gallery", place / "gallery", "-k", 4)
+    (one,) = found
+    assert one["query"] == str(query) and len(one["hits"]) == 4
+    assert one["hits"][0] == {"item": str(query), "score": pytest.approx(1), "labels": {"coarse": "a", "fine": "0-2"}}
+    scores = [hit["score"] for hit in one["hits"]]
+    assert scores == sorted(scores, reverse=True)
+    # By the features themselves.
+    pictures = sorted((place / "gallery").rglob("*.png"))
+    features = from_pretrained(model).embed(pictures)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    expected = features @ features[pictures.index(query)]
+    assert [hit["item"] for hit in one["hits"]] == [str(pictures[row]) for row in np.argsort(-expected)[:4]]
+    assert scores == pytest.approx(np.sort(expected)[::-1][:4].tolist(), abs=1e-5)
+
+
+def test_a_rebuilt_index_is_the_same(place: Path, index: Path, tmp_path: Path) -> None:
+    succeed("index", place / "model-0", place / "gallery", "--out", tmp_path / "again")
+    assert {p.name for p in index.iterdir()} == {"features.safetensors", "index.json"} and is_index(index)
+    for name in ("features.safetensors", "index.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (index / name).read_bytes()
+
+
+def test_rows_of_sets_are_asked_for_by_name(place: Path, tmp_path: Path) -> None:
+    succeed("index", place / "model-0", "digits", "--out", tmp_path / "digits")
+    page = tmp_path / "page.html"
+    done = succeed("search", place / "model-0", "digits row 17", "--gallery", tmp_path / "digits", "--html", page)
+    lines = done.out.splitlines()
+    assert lines[0] == "digits row 17" and len(lines) == 11
+    assert not any("digits row 17 " in line for line in lines[1:]), "a row is not its own answer"
+    assert page.read_text().count("data:image/png") == 11
+
+
+def test_the_page_marks_right_and_wrong(place: Path, index: Path, tmp_path: Path) -> None:
+    page, query = tmp_path / "page.html", place / "gallery" / "b" / "1-1" / "01.png"
+    copy = tmp_path / "<i>copy.png"
+    shutil.copy(query, copy)
+    succeed("search", place / "model-0", query, copy, "--gallery", index, "-k", "30", "--html", page)
+    text = page.read_text()
+    # Of the query's three pictures of one class all are found; nothing is known of the copy.
+    assert text.count('class="right"') == 3 and text.count('class="wrong"') == 27
+    assert text.count("data:image/png") == 62 and "<i>copy" not in text and "&lt;i&gt;copy" in text
+
+
+def test_a_folder_without_classes_is_a_gallery(place: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for picture in (place / "gallery").rglob("*.png"):
+        shutil.copy(picture, flat / picture.name)
+    ((first, *_),) = [one["hits"] for one in answers(place / "model-0", flat / "07.png", "--gallery", flat)]
+    assert first == {"item": str(flat / "07.png"), "score": pytest.approx(1), "labels": {}}
+
+
+def test_files_that_vanished_are_reported_and_the_rest_is_answered(place: Path, tmp_path: Path) -> None:
+    gallery, query = tmp_path / "gallery", place / "gallery" / "a" / "0-0" / "00.png"
+    shutil.copytree(place / "gallery", gallery)
+    succeed("index", place / "model-0", gallery, "--out", tmp_path / "index")
+    before = answers(place / "model-0", query, "--gallery", tmp_path / "index", "-k", 5)[0]["hits"]
+    Path(before[0]["item"]).unlink()
+    Path(before[2]["item"]).unlink()
+    done = succeed("search", place / "model-0", query, "--gallery", tmp_path / "index", "-k", 3, "--json", "-")
+    assert json.loads(done.out)[0]["hits"] == [before[1], before[3], before[4]]
+    assert "2 files of the index are gone" in done.err and Path(before[0]["item"]).name in done.err
+
+
+def test_a_query_that_is_no_picture_is_reported(place: Path, index: Path, tmp_path: Path) -> None:
+    bad, good = tmp_path / "bad.png", place / "gallery" / "a" / "0-0" / "00.png"
+    bad.write_text("no picture")
+    done = nestling("search", place / "model-0", bad, good, tmp_path / "none.png", "--gallery", index, "--json", "-")
+    found = json.loads(done.out)
+    assert done.code == 3
+    assert [list(one) for one in found] == [["query", "error"], ["query", "hits"], ["query", "error"]]
+    assert "bad.png" in found[0]["error"] and len(found[1]["hits"]) == 10
+
+
+def test_what_search_refuses(place: Path, index: Path, tmp_path: Path) -> None:
+    query = place / "gallery" / "a" / "0-0" / "00.png"
+    asked = ("search", place / "model-0", query, "--gallery")
+    refuse(
+        2, ["made by another model", "index the source again"], "search", place / "model-1", query, "--gallery", index
+    )
+    refuse(2, ["no source", "nowhere"], *asked, tmp_path / "nowhere")
+    refuse(2, ["-k must be at least 1, got 0"], *asked, index, "-k", "0")
+    refuse(2, ["there is no run"], "search", tmp_path / "none", query, "--gallery", index)
+    refuse(2, ["there is no run"], "index", tmp_path / "none", place / "gallery")
+    (tmp_path / "empty").mkdir()
+    refuse(3, ["holds no pictures"], "index", place / "model-0", tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows | {"items": rows["items"][:-1]}, "features, items and labels of"),
+        (lambda rows: rows | {"items": [1] * 30}, "features, items and labels of"),
+        (lambda rows: {"format": 1}, "KeyError"),
+        (lambda rows: rows | {"format": 2}, "newer nestling"),
+        (lambda rows: [], "TypeError"),
+    ],
+)
+def test_a_damaged_index_is_refused(place: Path, index: Path, change, message: str) -> None:
+    rows = json.loads((index / "index.json").read_text())
+    (index / "index.json").write_text(json.dumps(change(rows)))
+    query = place / "gallery" / "a" / "0-0" / "00.png"
+    refuse(5, [message, "index again"], "search", place / "model-0", query, "--gallery", index)
+
+
+def test_torn_features_are_refused(place: Path, index: Path) -> None:
+    features = index / "features.safetensors"
+    features.write_bytes(features.read_bytes()[:-8])
+    query = place / "gallery" / "a" / "0-0" / "00.png"
+    refuse(5, ["is damaged", "index again"], "search", place / "model-0", query, "--gallery", index)
+
+
+def test_an_index_goes_through_its_folder(index: Path, tmp_path: Path) -> None:
+    read = Index.read(index)
+    read.write(tmp_path / "copy")
+    again = Index.read(tmp_path / "copy")
+    assert again.items == read.items and again.labels == read.labels and again.features.equal(read.features)
