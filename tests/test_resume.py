@@ -203,8 +203,11 @@ def test_every_logged_step_stands_once(case: str, unbroken: Callable) -> None:
     records = read_lines(run.path / "metrics.jsonl")
     assert [(r["stage"], r["epoch"], r["step"]) for r in records] == expected
     assert all(r.keys() == {"stage", "epoch", "step", "loss", "lr", "terms"} for r in records)
-    weighted = [r for r in records if r["stage"] in ("coarse", "flat")]
-    assert weighted and all(r["loss"] == pytest.approx(sum(r["terms"].values())) for r in weighted)
+    weighted = [r for r in records if r["stage"] in ("coarse", "flat", "search")]
+    factors = {"instance": 0.5, "proxy": 0.5}
+    for r in weighted:
+        assert r["loss"] == pytest.approx(sum(factors.get(name, 1) * value for name, value in r["terms"].items()))
+    assert weighted
 
 
 def test_resuming_is_said(data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,9 +19,10 @@ from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run, fit
 from nestling.errors import DivergedError
-from nestling.methods import FlatMarginal, Nested
+from nestling.methods import Coins, FlatMarginal, Nested
 from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
+from nestling.objectives.instance_terms import InstanceWithin
 from nestling.objectives.reducers import Mean
 from nestling.objectives.terms import CrossEntropy
 from small import BACKBONE, one_stage, rows, small_model
@@ -34,6 +36,9 @@ CURVES: dict[str, Recipe] = {
         epochs=1, batch_size=8, norm="none", marginal=False, reading="exact", balance="rows", optimizer=SGD
     ),
     "layerwise": layerwise(augmentation="affine", views=2, together=2),
+    "coins": Coins(variant="coinsp", epochs=4, batch_size=9, steps_per_epoch=5, norm="none", proxy_weight=1.0),
+    "instances": Coins(variant="coins", epochs=2, batch_size=15, norm="none"),
+    "contrast": Coins(variant="supcon", epochs=2, batch_size=15, norm="none", augmentation="none"),
     "flat": FlatMarginal(epochs=2, batch_size=9, steps_per_epoch=7, norm="none", optimizer=SGD),
 }
 
@@ -108,6 +113,7 @@ def results() -> dict[str, Any]:
     found["metric"] = [record["score"] for record in run.history]
     found["gradient of the mean"] = gradient_of_the_mean()
     found["gradient through a gather"] = gradient_through_a_gather()
+    found["rows of their own"] = rows_of_their_own()
     return found
 
 
@@ -129,6 +135,22 @@ def gradient_through_a_gather() -> list[float]:
     (pairs**2).sum().backward()
     assert values.grad is not None
     return collective.all_sum(values.grad).tolist()
+
+
+def rows_of_their_own() -> list[float]:
+    """After five steps on batches of seven: the same on every process, to the last bit."""
+    torch.manual_seed(0)
+    term = InstanceWithin("coarse", np.arange(20), np.arange(20) % 4, 3, unit=True)
+    for step in range(5):
+        features, index = torch.randn(7, 3), torch.randint(20, (7,))
+        mine = slice(collective.rank(), None, collective.world_size())
+        outputs = Outputs({}, {"coarse": features[mine].requires_grad_()}, features)
+        batch = Batch(features, index[:, None], index[mine], ("coarse",))
+        term.reducer(*term(outputs, batch), batch).backward()
+        term.step(0.5 / (1 + step))
+    for tensor in term.state_dict().values():
+        assert torch.equal(collective.all_sum(tensor), collective.world_size() * tensor), "the processes differ"
+    return term.rows.current().flatten().tolist()
 
 
 def main() -> None:

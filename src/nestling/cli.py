@@ -63,7 +63,7 @@ class Train(SourceOptions):
     source: SourceArgument = None
     """What to learn from."""
     method: str | None = None
-    """nested (the default), end-to-end or flat-marginal; with --help it lists that method's fields."""
+    """nested (the default), layerwise, coins, end-to-end or flat-marginal; --help lists that method's fields."""
     config: str | None = None
     """A TOML file of fields; a run's recipe.toml serves as well."""
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE")] = ()
@@ -128,6 +128,40 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Index(SourceOptions):
+    """Make every picture of SOURCE ready to be searched: a folder of features, names and labels."""
+
+    run: RunArgument
+    """A run folder or a bundle folder."""
+    source: Positional[Annotated[str, arg(metavar="SOURCE")]]
+    """What will be searched: as for train, or a folder of pictures without class folders."""
+    out: str | None = None
+    """The folder to write; by default runs/index-<source>-<fingerprint of the model>."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(SourceOptions):
+    """Find the pictures of a gallery that are most like each query."""
+
+    run: RunArgument
+    """A run folder or a bundle folder."""
+    queries: Positional[Annotated[tuple[str, ...], arg(metavar="QUERY")]]
+    """Pictures, folders of them, or rows of the gallery by name."""
+    gallery: Annotated[str, arg(metavar="SOURCE_OR_INDEX")]
+    """What is searched: a source, or the folder that nestling index wrote."""
+    k: Annotated[int, arg(aliases=["-k"])] = 10
+    """How many are found for each query."""
+    json: str | None = None
+    """Write the answers there; - for stdout."""
+    html: str | None = None
+    """Write a page of thumbnails there, right and wrong marked where labels are known."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reproduce:
     """Measure a table of a paper, beside the paper's own numbers and with a verdict on each of its claims."""
 
@@ -162,6 +196,8 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Index, subcommand("index")]
+    | Annotated[Search, subcommand("search")]
     | Annotated[Reproduce, subcommand("reproduce")]
     | Annotated[Show, subcommand("show")]
 )
@@ -172,6 +208,8 @@ OPTIONS_OF = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "index": Index,
+    "search": Search,
     "reproduce": Reproduce,
     "show": Show,
 }
@@ -253,6 +291,14 @@ def execute(command: object) -> int:
             from nestling.commands.predict import predict
 
             return predict(command)
+        case Index():
+            from nestling.commands.index import index
+
+            return index(command)
+        case Search():
+            from nestling.commands.search import search
+
+            return search(command)
         case Reproduce():
             from nestling.commands.reproduce import reproduce
 

@@ -16,7 +16,7 @@ from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
 from nestling.methods import RECIPES
-from nestling.methods.recipe import Context, Recipe, Select
+from nestling.methods.recipe import Context, Optimizer, Recipe, Select
 from nestling.models.build import METHODS
 from nestling.objectives.terms import Objective
 from nestling.taxonomy import Taxonomy
@@ -32,6 +32,8 @@ class Row:
     settings: dict[str, Any]
     wrong: dict[str, Any]
     message: str
+    levels: tuple[str, ...] = ("coarse", "middle", "fine")
+    """Those that the model answers at."""
 
 
 TABLE = [
@@ -59,10 +61,24 @@ TABLE = [
         {"prune_to": 0.5},
         "prune_to needs layers of one convolution",
     ),
+    Row("coins", ("search", "temperature"), {}, {"instance_weight": 0}, "instance_weight must be above 0", ("coarse",)),
+    *(
+        Row("coins", ("search", "temperature"), {"variant": variant, **settings}, wrong, message, levels)
+        for variant, settings, wrong, message, levels in (
+            ("ins", {}, {"optimizer": Optimizer(name="adamw")}, "set optimizer.name = 'sgd', got 'adamw'", ("coarse",)),
+            ("cos", {"label_level": "middle"}, {"variant": "coz"}, "Did you mean 'cos'", ("coarse", "middle")),
+            ("coins", {"unlabelled": "instance"}, {"unlabelled": "all"}, "unknown unlabelled all", ("coarse",)),
+            ("coins-cos", {"learn_temperature": True}, {"temperature": 0}, "temperature must be above 0", ("coarse",)),
+            ("coins-cos-mlp", {"mlp": 5}, {"mlp": 0}, "mlp must be at least 1", ("coarse",)),
+            ("coinsp", {"epochs": 2}, {"num_proxies": 10**6}, "number of rows, 240; got 1000000", ("coarse",)),
+            ("supcon", {}, {"label_level": "clade"}, "unknown level clade", ("coarse",)),
+            ("opt", {}, {"epochs": (1, 2)}, "2 values for 1 stages", ("coarse", "middle", "fine")),
+        )
+    ),
 ]
 
 
-@pytest.fixture(params=TABLE, ids=lambda row: f"{row.method} {row.stages[-2]}")
+@pytest.fixture(params=TABLE, ids=lambda row: f"{row.method} {row.settings.get('variant', row.stages[-2])}")
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 
@@ -130,11 +146,11 @@ def test_recipes_train(row: Row, data: LabelledData) -> None:
     run = quick(recipe_of(row), data)
     assert {record["stage"] for record in run.history} <= set(row.stages)
     json.dumps([run.metrics, run.history, [value for _, value, _ in run.decisions]])
-    assert run.metrics["accuracy"].keys() == {"coarse", "middle", "fine"}
+    assert tuple(run.metrics["accuracy"]) == row.levels
     assert not run.model.training
     with torch.no_grad():
         answers = run.model.answers(run.model(run.preprocessing(data.images(np.arange(9)))))
-    for level in data.taxonomy.levels:
+    for level in row.levels:
         p = answers.combined[level]
         assert p.shape == (9, data.taxonomy.width(level)) and (p >= 0).all()
         torch.testing.assert_close(p.sum(1), torch.ones(9))
@@ -157,10 +173,12 @@ def test_recipes_train_on_any_tree(row: Row, paths: list[str]) -> None:
         for number in range(60):
             labels[number, 1 + number % len(taxonomy.levels) :] = -1
         data = LabelledData(images, labels, taxonomy)
-    run = quick(recipe_of(row), data)
+    settings = {"label_level": None} if row.settings.get("label_level") else {}
+    run = quick(recipe_of(row, **settings), data)
     with torch.no_grad():
         answers = run.model.answers(run.model(run.preprocessing(images[:5])))
-    assert tuple(answers.combined) == taxonomy.levels
+    partly = row.levels[-1] != "fine"
+    assert tuple(answers.combined) == (taxonomy.levels[:1] if partly else taxonomy.levels)
     assert all(torch.isfinite(p).all() for p in answers.combined.values())
 
 
@@ -176,7 +194,8 @@ def test_hooks_get_a_context_and_nothing_else(row: Row, data: LabelledData) -> N
 
 def test_what_recipes_refuse(row: Row, data: LabelledData) -> None:
     def walk() -> None:
-        list(recipe_of(row, **row.wrong).stages(small_model(data, method=row.method), data))
+        recipe = recipe_of(row, **row.wrong)
+        list(recipe.stages(small_model(data, method=row.method, options=recipe.network()), data))
 
     with pytest.raises(UsageError, match=row.message):
         walk()

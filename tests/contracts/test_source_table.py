@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from nestling.data import CATALOGUE, LabelledData, available_splits, load_data
+from nestling.data.made import MADE
 from nestling.data.tables import SUFFIXES
 from nestling.errors import DataError, NestlingError, StorageError, UsageError
 from nestling.taxonomy import Taxonomy
@@ -130,6 +131,8 @@ def test_what_is_wrong_inside_is_said(row: Row, tmp_path: Path) -> None:
 NAMES = {
     # name: (levels, where the hub has it, classes per level where the tree is kept here)
     "digits": (3, None, None),
+    "digit-pairs": (2, None, None),
+    "patches": (2, None, None),
     "mnist": (3, "ylecun/mnist", [2, 4, 10]),
     "fashion_mnist": (3, "zalando-datasets/fashion_mnist", [2, 4, 10]),
     "cifar10": (3, "uoft-cs/cifar10", [2, 5, 10]),
@@ -163,7 +166,7 @@ def test_known_sets(name: str, tmp_path: Path) -> None:
     if classes is not None:
         tree = Taxonomy.from_paths(entry.paths, entry.levels)
         assert [len(tree.classes[level]) for level in tree.levels] == classes
-    if hub is None and name != "digits":
+    if hub is None and name not in MADE:
         with pytest.raises(StorageError, match=f"{entry.of or name}.*--data-dir"):
             load_data(name, data_dir=tmp_path)
 
@@ -172,3 +175,36 @@ def test_digits_are_always_there() -> None:
     train, test = load_data("digits", "train"), load_data("digits", "test")
     assert (len(train), len(test), train.image_shape) == (1_347, 450, (1, 8, 8))
     assert [len(train.taxonomy.classes[level]) for level in train.taxonomy.levels] == [2, 4, 10]
+
+
+def test_digit_pairs_are_made_of_disjoint_digits() -> None:
+    """Left is coarse; left and right are fine; the digits of a test pair are in no training pair."""
+    train, test = (load_data("digit-pairs", split) for split in ("train", "test"))
+    assert (len(train), len(test), train.image_shape) == (2_000, 2_000, (1, 8, 16))
+    assert [len(train.taxonomy.classes[level]) for level in ("coarse", "fine")] == [10, 50]
+    assert train.taxonomy.classes["fine"][:6] == ("0-0", "0-1", "0-2", "0-3", "0-4", "1-0")
+    assert (train.labels[:, 1] // 5 == train.labels[:, 0]).all()
+    digits, splits = load_data("digits", "all"), []
+    known = {image.tobytes(): fine for image, fine in zip(digits.inputs.numpy(), digits.labels[:, 2])}
+    names = [int(name) for name in digits.taxonomy.classes["fine"]]
+    for data in (train, test):
+        halves = [data.inputs[:, :, :, :8].numpy(), data.inputs[:, :, :, 8:].numpy()]
+        seen = [[names[known[image.tobytes()]] for image in half] for half in halves]
+        pairs = [f"{left}-{right}" for left, right in zip(*seen)]
+        assert pairs == [data.taxonomy.classes["fine"][code] for code in data.labels[:, 1]]
+        splits.append({image.tobytes() for half in halves for image in half})
+    assert not splits[0] & splits[1]
+    again, other = load_data("digit-pairs"), load_data("digit-pairs", seed=1)
+    assert again.inputs.equal(train.inputs) and not other.inputs.equal(train.inputs)
+
+
+def test_patches_are_nested_by_construction() -> None:
+    data = load_data("patches", "all")
+    assert (len(data), data.image_shape) == (512, (3, 64, 64))
+    assert [len(data.taxonomy.classes[level]) for level in ("coarse", "fine")] == [32, 128]
+    assert (np.bincount(data.labels[:, 1]) == 4).all()
+    big = data.inputs[:, :, 4:28, 4:28].flatten(1)
+    same = (big[:, None] == big[None]).all(2).numpy()
+    assert (same == (data.labels[:, 0] == data.labels[:, :1])).all(), "the big patch is the coarse class"
+    assert len(data.inputs.flatten(1).unique(dim=0)) == 512, "no two images are the same"
+    assert load_data("patches", "all").inputs.equal(data.inputs)

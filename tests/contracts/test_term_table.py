@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from discover import final_subclasses
@@ -15,6 +16,7 @@ from nestling.data.batch import Batch
 from nestling.errors import UsageError
 from nestling.models.heads import Calibration
 from nestling.models.model import Outputs
+from nestling.objectives.instance_terms import Instance, InstanceProxy, InstanceWithin, SupervisedContrastive
 from nestling.objectives.reducers import Mean
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, RejectionCrossEntropy, Term
 from nestling.taxonomy import Taxonomy
@@ -47,6 +49,9 @@ def marginal(outputs: Outputs, row: int) -> float:
     return -math.log(sum(x for x, ancestor in zip(p, above) if ancestor == LABELS[row, known]))
 
 
+ROW_3_UNKNOWN = [True, True, True, False, True, True, True]
+
+
 @dataclass(frozen=True)
 class Row:
     kind: type[Term]
@@ -67,6 +72,64 @@ def narrow(level: str) -> Callable[[Outputs, Batch], tuple[Outputs, Batch]]:
         return replace(outputs, logits={**outputs.logits, level: outputs.logits[level][:, :2]}), batch
 
     return change
+
+
+def unheard_of(outputs: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
+    return replace(outputs, features={"fine": outputs.features["fine"]}), batch
+
+
+def wide(outputs: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
+    return replace(outputs, features={level: torch.zeros(7, 5) for level in outputs.features}), batch
+
+
+def rows_within() -> InstanceWithin:
+    """Rows 1, 0, 2 … of the batch's source, by coarse class; row 3 has none."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(6)
+        return InstanceWithin("coarse", np.array([1, 0, 2, 3, 4, 5, 6]), np.array([1, 0, 0, -1, 1, 0, 1]), 4)
+
+
+def all_rows() -> Instance:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(6)
+        return Instance("coarse", np.arange(7), 4)
+
+
+def proxies() -> InstanceProxy:
+    term = InstanceProxy(rows_within(), 3)
+    term.cluster(0)
+    return term
+
+
+def told_from(outputs: Outputs, row: int, term: Instance | InstanceWithin, others: list[int]) -> float:
+    """-log of the softmax of a row's score among those of ``others``, by their numbers in the source."""
+    rows = {other: term.rows.weight[int(term.place[other])].tolist() for other in others}
+    feature = outputs.features["coarse"][row].tolist()
+    scores = {other: sum(a * b for a, b in zip(feature, w)) for other, w in rows.items()}
+    return math.log(sum(map(math.exp, scores.values()))) - scores[row]
+
+
+def within(outputs: Outputs, row: int) -> float:
+    return told_from(outputs, row, rows_within(), [0, 2, 5] if row in (0, 2, 5) else [1, 4, 6])
+
+
+def among_all(outputs: Outputs, row: int) -> float:
+    return told_from(outputs, row, all_rows(), list(range(7)))
+
+
+def proxy(outputs: Outputs, row: int) -> float:
+    term = proxies()
+    scores = [float(outputs.features["coarse"][row] @ mean) for mean in term.proxies]
+    own = int(term.membership[int(term.instances.place[row])])
+    return math.log(sum(map(math.exp, scores))) - scores[own]
+
+
+def contrast(outputs: Outputs, row: int) -> float:
+    z = outputs.features["coarse"]
+    others = [j for j in range(7) if j != row and LABELS[j, 0] >= 0]
+    scores = {j: float(z[row] @ z[j]) * 0.5 for j in others}
+    mine = [j for j in others if LABELS[j, 0] == LABELS[row, 0]]
+    return math.log(sum(map(math.exp, scores.values()))) - sum(scores[j] for j in mine) / len(mine)
 
 
 def nameless(outputs: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
@@ -97,6 +160,19 @@ TABLE = [
         None,
         nameless,
         "unknown level fine: expected one of 'coarse', 'middle', 'other'",
+    ),
+    Row(Instance, all_rows, [True] * 7, among_all, wide, r"expected features \(b, 4\) of 'coarse', got \(7, 5\)"),
+    Row(
+        InstanceWithin, rows_within, ROW_3_UNKNOWN, within, unheard_of, "unknown output coarse: expected one of 'fine'"
+    ),
+    Row(InstanceProxy, proxies, ROW_3_UNKNOWN, proxy, unheard_of, "unknown output coarse: expected one of 'fine'"),
+    Row(
+        SupervisedContrastive,
+        lambda: SupervisedContrastive("coarse", "coarse", 0.5),
+        ROW_3_UNKNOWN,
+        contrast,
+        lambda outputs, batch: (outputs, replace(batch, levels=("top", "middle", "fine"))),
+        "unknown level coarse: expected one of 'top', 'middle', 'fine'",
     ),
 ]
 _CALIBRATION = calibration()
@@ -159,7 +235,8 @@ def test_unlabelled_rows_have_no_gradient(row: Row) -> None:
 
 def test_a_batch_without_labels_is_zero_and_finite(row: Row) -> None:
     outputs, batch = inputs(requires_grad=True)
-    total, _ = (1.0 * row.make())(outputs, replace(batch, labels=torch.full_like(LABELS, -1)))
+    nothing = replace(batch, labels=torch.full_like(LABELS, -1), index=batch.index + 7)
+    total, _ = (1.0 * row.make())(outputs, nothing)
     total.backward()
     assert total.item() == 0
     gradients = [t.grad for t in [*outputs.logits.values(), *outputs.features.values()] if t.grad is not None]
@@ -171,15 +248,21 @@ def test_rows_stand_for_themselves(row: Row) -> None:
     """Another order gives the values in that order (terms that draw at random have other draws there)."""
     order = torch.tensor([4, 2, 0, 6, 5, 3, 1])
     outputs, batch = inputs()
-    shuffled = Outputs({level: t[order] for level, t in outputs.logits.items()}, outputs.features, outputs.embedding)
+    shuffled = Outputs(
+        {level: t[order] for level, t in outputs.logits.items()},
+        {level: t[order] for level, t in outputs.features.items()},
+        outputs.embedding,
+    )
     values, _ = called(row.make(), outputs, batch)
-    again, _ = called(row.make(), shuffled, replace(batch, labels=LABELS[order]))
+    again, _ = called(row.make(), shuffled, replace(batch, labels=LABELS[order], index=batch.index[order]))
     torch.testing.assert_close(again, values[order])
 
 
 def test_terms_save_no_weights_of_the_model(row: Row) -> None:
     term = row.make()
-    assert not list(term.parameters()) and term.state_dict() == {}
+    assert not list(term.parameters())
+    kept = {"weight", "velocity", "behind", "membership", "proxies"}
+    assert {name.rpartition(".")[2] for name in term.state_dict()} <= kept, "rows and clusters of its own alone"
 
 
 def test_what_terms_refuse(row: Row) -> None:

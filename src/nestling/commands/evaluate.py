@@ -13,7 +13,7 @@ import torch
 from nestling.bundle import load_bundle
 from nestling.commands.show import require_model
 from nestling.commands.train import say
-from nestling.commands.words import score_lines
+from nestling.commands.words import retrieval_lines, score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.sources import load_data
 from nestling.data.tables import split_name
@@ -76,6 +76,8 @@ def evaluate(command: Evaluate) -> int:
     print(f"{method} on {source}, {command.split}: {len(data)} rows", file=sys.stdout)
     conditions = {"clean": metrics, **metrics["distortions"]} if command.distort else {"": metrics}
     print("\n".join(score_lines({name: found["levels"] for name, found in conditions.items()})))
+    for line in retrieval_lines(metrics.get("retrieval", {})):
+        print(line)
     return 0
 
 

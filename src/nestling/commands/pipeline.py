@@ -18,7 +18,7 @@ from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.notes import notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
-from nestling.commands.words import program, score_lines
+from nestling.commands.words import program, retrieval_lines, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
@@ -103,6 +103,8 @@ class Pipeline:
             ),
         )
         for line in score_lines({"": metrics["levels"]}):
+            say(line)
+        for line in retrieval_lines(metrics.get("retrieval", {})):
             say(line)
         if "verdict" in metrics:
             say(metrics["verdict"])

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nestling.engine.plan import StagePlan
+from nestling.errors import UsageError
 from nestling.methods.baselines import EndToEnd, FlatMarginal
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
-from nestling.models.build import LayerOptions, NetworkOptions
+from nestling.models.build import LayerOptions, NetworkOptions, SearchOptions
 
 RATES = {"adamw": (1e-3, 3e-3, 1e-2), "adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
 """The learning rates that every method chooses from on validation rows, with --baselines."""
@@ -20,13 +21,19 @@ def rivals(recipe: Recipe, rate_given: bool, stages: Sequence[StagePlan]) -> dic
 
     ``rate_given``: the method's own rate was set, and stays.
     """
+    network = recipe.network()
+    if isinstance(network, SearchOptions):
+        raise UsageError(
+            "--baselines compares classifiers of the finest level: compare search with its own rivals instead, "
+            "--set variant=cos, ins, supcon or opt"
+        )
     recipes: dict[str, Recipe] = {recipe.method: recipe}
     if isinstance(recipe, Layerwise):
         # Its own network, rows and loss, all layers at once.
         recipes["end-to-end"] = recipe.end_to_end(sum(stage.epochs for stage in stages))
     else:
         recipes |= {
-            kind.method: twin(kind, recipe, recipe.network(), stages)
+            kind.method: twin(kind, recipe, network, stages)
             for kind in (EndToEnd, FlatMarginal)
             if kind.method != recipe.method
         }

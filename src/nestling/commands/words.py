@@ -52,6 +52,15 @@ def score_lines(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
     return aligned(table, words)
 
 
+def retrieval_lines(retrieval: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """``retrieval`` of metrics.json as an aligned table, in per cent; nothing where nothing was compared."""
+    if not retrieval:
+        return []
+    ks = list(next(iter(retrieval.values())))
+    rows = [[level, *(f"{100 * found[k]:.1f}" for k in ks)] for level, found in retrieval.items()]
+    return aligned([["search", *(f"recall@{k} %" for k in ks)], *rows], 1)
+
+
 def aligned(table: Sequence[Sequence[str]], words: int) -> list[str]:
     """Rows of cells as lines: the first ``words`` columns to the left, the figures behind them to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

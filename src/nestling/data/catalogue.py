@@ -100,6 +100,16 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType(
             levels=CMF,
             licence="BSD-3-Clause (scikit-learn); digits: UCI, CC BY 4.0",
         ),
+        "digit-pairs": Entry(
+            about="two of those digits side by side, 8x16: the left one is the coarse class, both are the fine one",
+            levels=("coarse", "fine"),
+            licence="BSD-3-Clause (scikit-learn); digits: UCI, CC BY 4.0",
+        ),
+        "patches": Entry(
+            about="512 images of 64x64 of a big and a small patch, made after Figure 1 of the coins paper",
+            levels=("coarse", "fine"),
+            licence="Apache-2.0 (made by nestling)",
+        ),
         "mnist": Entry(
             about="70,000 handwritten digits, 28x28 grey; tree of the nested paper's Table 2",
             levels=CMF,

@@ -13,7 +13,7 @@ import numpy as np
 from nestling.data.catalogue import CATALOGUE, Entry
 from nestling.data.folders import read_folder
 from nestling.data.hub import hub_files
-from nestling.data.made import digits
+from nestling.data.made import MADE
 from nestling.data.rows import Rows, concatenate
 from nestling.data.tables import SPLITS, SUFFIXES, read_table, split_files, split_name
 from nestling.errors import DataError, StorageError, UsageError, unknown
@@ -50,8 +50,8 @@ class Source:
         return (*(split for split in SPLITS if split in every), *sorted(every - set(SPLITS)))
 
 
-def resolve(source: str | Path, data_dir: str | Path | None = None) -> Source:
-    """What a SOURCE names, its labels read and its inputs not. Raises as ``load_data``."""
+def resolve(source: str | Path, data_dir: str | Path | None = None, seed: int = 0) -> Source:
+    """What a SOURCE names, its labels read and its inputs not; ``seed`` is of sets made. Raises as ``load_data``."""
     text = str(source)
     if not text:
         raise UsageError("the source is empty: give a name, a folder, a file or hf:owner/name")
@@ -60,7 +60,7 @@ def resolve(source: str | Path, data_dir: str | Path | None = None) -> Source:
         files = hub_files(repository, "or fetch it by other means and give its folder as the source")
         return _tables(files, repository)
     if isinstance(source, str) and text in CATALOGUE:
-        return _known(text, data_dir)
+        return _known(text, data_dir, seed)
     path = Path(source).expanduser()
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -76,10 +76,10 @@ def resolve(source: str | Path, data_dir: str | Path | None = None) -> Source:
     raise UsageError(f"{error} Or give a folder, a CSV, TSV or Parquet file, or hf:owner/name")
 
 
-def _known(name: str, data_dir: str | Path | None) -> Source:
+def _known(name: str, data_dir: str | Path | None, seed: int) -> Source:
     entry = CATALOGUE[name]
-    if name == "digits":
-        return Source(name, name, digits(), entry.levels)
+    if name in MADE:
+        return Source(name, name, MADE[name](seed), entry.levels)
     asked = [Path(place).expanduser() for place in (data_dir, os.environ.get(ENVIRONMENT)) if place]
     stored = entry.of or name
     for place in asked:

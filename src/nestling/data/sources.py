@@ -55,7 +55,7 @@ def load_data(
     image_size: pixels; one number for a square. By default from the data, see ``load_images``.
     channels: 1 or 3; by default 1 where every picture is grey.
     on_bad_image: 'error', or 'skip' to leave out what cannot be read, which is said in the notes.
-    seed: of the stratified 80/20 cut, where the source has no test split.
+    seed: of the stratified 80/20 cut, where the source has no test split, and of sets made at random.
     first: so many rows of the split alone, the first ones; no other is decoded.
 
     Raises ``UsageError`` for an unknown source, split or level, ``DataError`` for what is wrong inside, and
@@ -65,7 +65,7 @@ def load_data(
         raise unknown("way to treat bad images", on_bad_image, ("error", "skip"))
     if channels not in (None, 1, 3):
         raise UsageError(f"channels must be 1 or 3; got {channels}")
-    found = resolve(source, data_dir)
+    found = resolve(source, data_dir, seed)
     if isinstance(taxonomy, str | Path):
         taxonomy = Taxonomy.load(taxonomy)
     if levels is None and taxonomy is None:

@@ -18,7 +18,9 @@ from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
 from nestling.evaluate.accuracy import agreement, level_metrics
 from nestling.evaluate.decide import Decisions, decide_leaf, decide_levels
+from nestling.evaluate.retrieval import retrieval_metrics
 from nestling.models.model import Answers, Model, Outputs
+from nestling.models.search import SearchModel
 
 CLEAN = "clean"
 
@@ -28,7 +30,8 @@ class Measurement:
     """One model on one set of rows."""
 
     metrics: dict[str, Any]
-    """``levels``, ``levels_uncombined``, ``agreement``, ``agreement_uncombined``, ``distortions`` of metrics.json."""
+    """``levels``, ``levels_uncombined``, ``agreement``, ``agreement_uncombined``, ``distortions`` of metrics.json; of
+    a model made for search ``retrieval`` too."""
     decisions: dict[str, Decisions]
     """Per condition: 'clean', or a distortion."""
 
@@ -80,6 +83,8 @@ def measure(
             name: {"levels": entries(decision, data)} for name, decision in decisions.items() if name != CLEAN
         },
     }
+    if isinstance(model, SearchModel):
+        metrics |= retrieval_metrics(outputs[CLEAN].embedding, data)
     return Measurement(metrics, decisions)
 
 

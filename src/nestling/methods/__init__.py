@@ -3,16 +3,19 @@
 from nestling.errors import unknown
 from nestling.methods.baselines import EndToEnd as EndToEnd
 from nestling.methods.baselines import FlatMarginal as FlatMarginal
+from nestling.methods.coins import Coins as Coins
 from nestling.methods.layerwise import Layerwise as Layerwise
 from nestling.methods.nested import Nested as Nested
 from nestling.methods.recipe import Optimizer as Optimizer
 from nestling.methods.recipe import Recipe as Recipe
 from nestling.methods.recipe import Stage as Stage
 
-RECIPES: dict[str, type[Recipe]] = {recipe.method: recipe for recipe in (Nested, EndToEnd, FlatMarginal, Layerwise)}
+RECIPES: dict[str, type[Recipe]] = {
+    recipe.method: recipe for recipe in (Nested, EndToEnd, FlatMarginal, Layerwise, Coins)
+}
 
 
-__all__ = ["EndToEnd", "FlatMarginal", "Layerwise", "Nested", "Optimizer", "Recipe", "Stage"]
+__all__ = ["Coins", "EndToEnd", "FlatMarginal", "Layerwise", "Nested", "Optimizer", "Recipe", "Stage"]
 
 
 def recipe_class(method: str) -> type[Recipe]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
-from nestling.models.build import LayerOptions, NetworkOptions
+from nestling.models.build import AnyOptions, NetworkOptions
 from nestling.objectives.terms import Objective, Term
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class Recipe(ABC):
                 raise unknown(name, getattr(self, name), options)
         Augmentation.parse(self.augmentation, (1, 8, 8))
 
-    def network(self) -> NetworkOptions | LayerOptions:
+    def network(self) -> AnyOptions:
         """What this method asks of its network."""
         return NetworkOptions(norm=self.norm)
 

@@ -11,6 +11,7 @@ from nestling.models.convnet import conv_trunk, doubling_widths, named_trunk
 from nestling.models.layerwise import LayerwiseModel
 from nestling.models.model import Model
 from nestling.models.nested import NestedModel
+from nestling.models.search import SearchModel
 from nestling.taxonomy import Taxonomy
 
 
@@ -50,9 +51,32 @@ class LayerOptions:
     """A level's classifiers answer together, weighted 2^j; else the last one does."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What search from coarse labels asks of its network."""
+
+    norm: str = "batch"
+    """'batch' or 'none'."""
+    level: str | None = None
+    """The level that is classified; the coarsest by default."""
+    finest: bool = False
+    """The finest level is classified, whatever its name."""
+    cosine: bool = False
+    """Features and weights are compared by direction, divided by the temperature."""
+    temperature: float = 0.1
+    """T of the cosine softmax."""
+    learn_temperature: bool = False
+    """T is a weight too, and starts there."""
+    mlp: int | None = None
+    """Features of the two-layer head that training sees in place of the pooled ones; none by default."""
+    probe: bool = False
+    """The classifier learns from the features without shaping them."""
+
+
+AnyOptions = NetworkOptions | LayerOptions | SearchOptions
 FLAT = ("end-to-end", "flat-marginal")
-METHODS = ("nested", *FLAT, "layerwise")
-OPTIONS: dict[str, type[NetworkOptions] | type[LayerOptions]] = {"layerwise": LayerOptions}
+METHODS = ("nested", *FLAT, "layerwise", "coins")
+OPTIONS: dict[str, type[AnyOptions]] = {"layerwise": LayerOptions, "coins": SearchOptions}
 
 
 def build_model(
@@ -60,12 +84,12 @@ def build_model(
     input_shape: tuple[int, int, int],
     backbone: str = "auto",
     method: str = "nested",
-    options: NetworkOptions | LayerOptions | dict[str, Any] | None = None,
+    options: AnyOptions | dict[str, Any] | None = None,
 ) -> Model:
     """The network of ``method`` for images of ``input_shape`` (channels, height, width), with fresh weights.
 
-    ``options`` are the fields of ``NetworkOptions``, or of ``LayerOptions`` for layerwise training. The weights come
-    from torch's global generator: seed it before.
+    ``options`` are the fields of ``NetworkOptions``, of ``LayerOptions`` for layerwise training, or of
+    ``SearchOptions`` for coins. The weights come from torch's global generator: seed it before.
     Raises UsageError for an unknown method, backbone or option.
     """
     if method not in METHODS:
@@ -93,6 +117,18 @@ def build_model(
         return build_layers(taxonomy, input_shape, backbone, options, config)
     config["backbone"] = name = auto_backbone(input_shape) if backbone == "auto" else backbone
     network = build_backbone(name, input_shape, options.norm)
+    if isinstance(options, SearchOptions):
+        return SearchModel(
+            network,
+            taxonomy,
+            config,
+            level=taxonomy.levels[-1] if options.finest else options.level or taxonomy.levels[0],
+            cosine=options.cosine,
+            temperature=options.temperature,
+            learn_temperature=options.learn_temperature,
+            mlp=options.mlp,
+            probe=options.probe,
+        )
     heads = taxonomy.levels[-1:] if method in FLAT else None
     return NestedModel(network, taxonomy, config, heads, options.skips, options.norm)
 

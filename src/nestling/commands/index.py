@@ -1,0 +1,79 @@
+"""``nestling index``: the features of every row of a source, in a folder that ``nestling search`` reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestling.bundle import from_pretrained
+from nestling.commands.show import require_model
+from nestling.commands.train import say
+from nestling.data.dataset import LabelledData
+from nestling.data.images import find_images, load_images
+from nestling.data.sources import load_data
+from nestling.errors import UsageError
+from nestling.evaluate.index import build_index, fingerprint
+from nestling.evaluate.predictor import Predictor
+from nestling.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from nestling.cli import Index, SourceOptions
+
+
+def index(command: Index) -> int:
+    """Run the command; the folder is printed last."""
+    predictor = open_model(command.run, command.device)
+    made = build_index(predictor, load_gallery(command, command.source, predictor), command.source)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(command.source).stem) or "source"
+    out = Path(command.out or f"runs/index-{name}-{fingerprint(predictor)}")
+    made.write(out)
+    say(f"{len(made)} rows of {command.source}, {made.features.shape[1]} features each")
+    print(out)
+    return 0
+
+
+def open_model(run: str, device: str) -> Predictor:
+    """The trained model of a run or bundle folder. Raises as ``load_bundle``."""
+    require_model(Path(run))
+    return from_pretrained(run, device)
+
+
+def load_gallery(command: SourceOptions, source: str, predictor: Predictor) -> LabelledData:
+    """Every row of a source, at the model's size. A folder of pictures without class folders has no labels."""
+    size = (predictor.preprocessing.height, predictor.preprocessing.width)
+    channels = predictor.preprocessing.channels
+    if is_flat(source):
+        paths = find_images(source)
+        items = [str(path) for path in paths]
+        skip = command.on_bad_image == "skip"
+        images, kept, notes = load_images(paths, items, image_size=size, channels=channels, skip_bad=skip)
+        # A tree of one class, which no row is labelled with.
+        nothing = Taxonomy.from_paths(["unknown"], ["label"])
+        labels = nothing.encode([[None]] * len(kept))
+        data = LabelledData(images, labels, nothing, items=tuple(items[row] for row in kept.tolist()), notes=notes)
+    else:
+        data = load_data(
+            source,
+            "all",
+            command.data_dir,
+            command.taxonomy,
+            command.level_names,
+            image_size=size,
+            channels=channels,
+            qualify_names=command.qualify_names,
+            on_bad_image=command.on_bad_image or "error",
+        )
+    if isinstance(data.inputs, list):
+        raise UsageError(f"{source} holds texts, and this model compares pictures")
+    for note in data.notes:
+        say(note)
+    return data
+
+
+def is_flat(source: str) -> bool:
+    """Whether it is a folder whose pictures all lie directly in it."""
+    path = Path(source)
+    if not path.is_dir() or any(child.suffix in (".parquet", ".csv", ".tsv") for child in path.iterdir()):
+        return False
+    return all(picture.parent == path for picture in find_images(path))

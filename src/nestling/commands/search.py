@@ -1,0 +1,161 @@
+"""``nestling search``: the pictures of a gallery that are most like each query."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from nestling.commands.index import load_gallery, open_model
+from nestling.commands.predict import printable
+from nestling.commands.train import say
+from nestling.data.images import find_images, read_images
+from nestling.errors import NestlingError, UsageError, listed
+from nestling.evaluate.index import Index, build_index, check_model, is_index
+from nestling.evaluate.predictor import Predictor
+from nestling.files import write_json, write_text
+from nestling.report.search import Picture, Shelf, render_search
+
+if TYPE_CHECKING:
+    from nestling.cli import Search
+    from nestling.data.dataset import LabelledData
+
+
+def search(command: Search) -> int:
+    """Run the command. A query that cannot be read is reported, the others are answered, and the exit code is 3."""
+    if not command.queries:
+        raise UsageError("search needs at least one picture, or a row of the gallery by its name")
+    if command.k < 1:
+        raise UsageError(f"-k must be at least 1, got {command.k}")
+    predictor = open_model(command.run, command.device)
+    data = None
+    if is_index(command.gallery):
+        index = Index.read(command.gallery)
+        check_model(index, predictor, command.gallery)
+    else:
+        data = load_gallery(command, command.gallery, predictor)
+        index = build_index(predictor, data, command.gallery)
+    queries = read_queries(command.queries, predictor, index)
+    good = [query for query in queries if query.features is not None]
+    hits, gone = index.search(torch.stack([q.features for q in good]) if good else index.features[:0], command.k + 1)  # type: ignore[misc]
+    for query, found in zip(good, hits, strict=True):
+        # A row of the gallery that is asked for by its name is not its own answer.
+        query.hits = [hit for hit in found if hit[0] != query.row][: command.k]
+    if gone:
+        say(f"{len(gone)} files of the index are gone, and left out of the answers: {listed(gone, 5)}; index again")
+    write(command, index, queries)
+    if command.html:
+        write_text(command.html, render_search(shelves(command, queries, index, data, predictor)))
+    return 3 if len(good) < len(queries) else 0
+
+
+class Query:
+    """One picture that is asked for, and what was found."""
+
+    def __init__(
+        self,
+        name: str,
+        features: torch.Tensor | None = None,
+        row: int | None = None,
+        image: np.ndarray | None = None,
+        error: str = "",
+    ) -> None:
+        self.name, self.features, self.row, self.image, self.error = name, features, row, image, error
+        self.hits: list[tuple[int, float]] = []
+
+    def labels(self, index: Index) -> dict[str, str]:
+        """What is known of it: where its file was found in the gallery, or its name is that of a row."""
+        if self.row is not None:
+            return index.labels_of(self.row)
+        own = Path(self.name).resolve()
+        rows = [row for row, _ in self.hits if (file := index.file_of(row)) is not None and file.resolve() == own]
+        return index.labels_of(rows[0]) if rows else {}
+
+
+def read_queries(names: tuple[str, ...], predictor: Predictor, index: Index) -> list[Query]:
+    """Files, folders of files, and names of rows of the gallery, with their features."""
+    size, channels = (predictor.preprocessing.height, predictor.preprocessing.width), predictor.preprocessing.channels
+    found: list[Query] = []
+    for name in names:
+        if not Path(name).exists() and name in index.items:
+            row = index.items.index(name)
+            found.append(Query(name, index.features[row], row))
+            continue
+        for path, image in read_images(find_images(name), size, channels):
+            bad = not isinstance(image, np.ndarray)
+            found.append(Query(path, error=str(image)) if bad else Query(path, image=image))  # type: ignore[arg-type]
+    pictures = [query for query in found if query.image is not None]
+    if pictures:
+        images = torch.from_numpy(np.stack([query.image for query in pictures]))  # type: ignore[misc]
+        for query, features in zip(pictures, torch.from_numpy(predictor.embed(images)), strict=True):
+            query.features = features
+    return found
+
+
+def write(command: Search, index: Index, queries: list[Query]) -> None:
+    """The answers as text or JSON."""
+    results: list[dict[str, Any]] = []
+    for query in queries:
+        if query.error:
+            results.append({"query": printable(query.name), "error": printable(query.error)})
+            continue
+        hits = [
+            {"item": printable(index.items[row]), "score": score, "labels": index.labels_of(row)}
+            for row, score in query.hits
+        ]
+        results.append({"query": printable(query.name), "hits": hits})
+    if command.json == "-":
+        print(json.dumps(results, indent=1, allow_nan=False, ensure_ascii=False))
+        return
+    if command.json:
+        write_json(command.json, results)
+    for result in results:
+        if "error" in result:
+            print(f"nestling: {result['error']}", file=sys.stderr)
+            continue
+        print(result["query"])
+        for hit in result["hits"]:
+            print(f"  {hit['score']:.3f}  {hit['item']}  {' > '.join(hit['labels'].values())}".rstrip())
+
+
+def shelves(
+    command: Search, queries: list[Query], index: Index, data: LabelledData | None, predictor: Predictor
+) -> list[Shelf]:
+    """What the page shows: every query, its hits, and which of them are right at the finest level known of both."""
+    pictures = gallery_pictures(command, queries, index, data, predictor)
+    found = []
+    for query in queries:
+        known = query.labels(index)
+        cards = []
+        for row, score in query.hits:
+            labels = index.labels_of(row)
+            both = [level for level in labels if level in known]
+            right = labels[both[-1]] == known[both[-1]] if both else None
+            cards.append(Picture(pictures.get(row), index.items[row], " › ".join(labels.values()), score, right))
+        image = pictures.get(query.row) if query.row is not None else query.image
+        found.append(Shelf(Picture(image, query.name, " › ".join(known.values())), cards, query.error))
+    return found
+
+
+def gallery_pictures(
+    command: Search, queries: list[Query], index: Index, data: LabelledData | None, predictor: Predictor
+) -> dict[int, np.ndarray]:
+    """The pictures of all rows that the page shows, as uint8 (c, h, w); those that cannot be read are left out."""
+    rows = sorted({row for query in queries for row, _ in query.hits} | {q.row for q in queries if q.row is not None})
+    size, channels = (predictor.preprocessing.height, predictor.preprocessing.width), predictor.preprocessing.channels
+    files = {row: file for row in rows if (file := index.file_of(row)) is not None and not index.is_gone(row)}
+    read = read_images(list(files.values()), size, channels)
+    found = {row: image for row, (_, image) in zip(files, read, strict=True) if isinstance(image, np.ndarray)}
+    others = [] if index.root else rows
+    if others and data is None:
+        try:
+            data = load_gallery(command, index.source, predictor)
+        except NestlingError as error:
+            say(f"the page has no pictures of {index.source}: {error}")
+    if others and data is not None and len(data) == len(index):
+        found |= dict(zip(others, data.images(np.array(others)).numpy(), strict=True))
+    return found
