@@ -106,6 +106,11 @@ class Claim:
     least: float = 0.0
 
 
+def better(id: str, text: str, more: str, less: str, paper: float | None = None, column: str = "single") -> Claim:
+    """The claim that one row lies above another in a column."""
+    return Claim(id=id, text=text, more=(more, column), less=(less, column), paper=paper)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Floor:
     """What a row must reach; below it nothing was learned, and no claim is decided."""
