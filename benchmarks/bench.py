@@ -17,6 +17,7 @@ from pathlib import Path
 # As the command line sets it, before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import robust
 import torch
 from loops import TINY, Bare, Size, beside, checkpointing, made, network
 from paired import Row, in_turns, process
@@ -115,6 +116,8 @@ ROWS: dict[str, Callable[[Path, Size], Row]] = {
     "checkpoint": saving,
     "help": help_,
     "import": import_,
+    "concepts": robust.concepts,
+    "second-pass": robust.second_pass,
 }
 
 

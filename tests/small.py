@@ -15,7 +15,7 @@ from nestling.data.dataset import LabelledData
 from nestling.engine import stage as engine_stage
 from nestling.engine.fit import Run, fit
 from nestling.engine.stage import StageRun
-from nestling.methods import Coins, EndToEnd, FlatMarginal, Nested
+from nestling.methods import Coins, EndToEnd, FlatMarginal, Nested, Robust
 from nestling.methods.recipe import Optimizer, Recipe, Stage
 from nestling.models.backbones import conv_block
 from nestling.models.build import build_model
@@ -35,6 +35,7 @@ RECIPES: dict[str, Recipe] = {
     "flat-marginal": FlatMarginal(epochs=3, batch_size=32, steps_per_epoch=6, optimizer=Optimizer(name="sgd", lr=0.05)),
     "end-to-end": EndToEnd(epochs=3, batch_size=8, steps_per_epoch=None, balance="rows"),
     "coins": Coins(variant="coinsp", epochs=4, batch_size=24, steps_per_epoch=5, learn_temperature=True, mlp=6),
+    "robust": Robust(epochs=3, batch_size=24, steps_per_epoch=5, schedule="auto", strength=1.0),
 }
 """Every method, each optimiser, both kinds of order; all with augmentation."""
 

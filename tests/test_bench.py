@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = ("loop", "default", "augment", "checkpoint", "help", "import")
+ROWS = ("loop", "default", "augment", "checkpoint", "help", "import", "concepts", "second-pass")
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -202,8 +202,9 @@ def test_every_logged_step_stands_once(case: str, unbroken: Callable) -> None:
             expected.append((name, epoch, taken))
     records = read_lines(run.path / "metrics.jsonl")
     assert [(r["stage"], r["epoch"], r["step"]) for r in records] == expected
-    assert all(r.keys() == {"stage", "epoch", "step", "loss", "lr", "terms"} for r in records)
-    weighted = [r for r in records if r["stage"] in ("coarse", "flat", "search")]
+    more = {"reducers"} if case == "robust" else set()
+    assert all(r.keys() == {"stage", "epoch", "step", "loss", "lr", "terms"} | more for r in records)
+    weighted = [r for r in records if r["stage"] in ("coarse", "flat", "robust", "search")]
     factors = {"instance": 0.5, "proxy": 0.5}
     for r in weighted:
         assert r["loss"] == pytest.approx(sum(factors.get(name, 1) * value for name, value in r["terms"].items()))

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from nestling.errors import DataError, UsageError
-from nestling.evaluate.transfer import transfer_accuracy
+from nestling.evaluate.transfer import COSTS, linear_svm, svm_transfer, transfer_accuracy
 
 
 def blobs(counts: tuple[int, ...], width: int = 6, distance: float = 4.0) -> tuple[np.ndarray, np.ndarray]:
@@ -127,3 +127,76 @@ def test_what_transfer_refuses() -> None:
         transfer_accuracy(features, labels[1:])
     with pytest.raises(DataError, match="rows of two classes, got 1"):
         transfer_accuracy(features, labels * 0)
+
+
+# The linear SVM ------------------------------------------------------------------------------------------------------
+
+
+def two_candidates(seed: int = 0) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray, np.ndarray]:
+    """Features of which the second's say more; 60 rows to train on, 90 to test on."""
+    generator = np.random.default_rng(seed)
+    labels, truth = np.arange(60) % 3, np.arange(90) % 3
+    centres = np.eye(3, 5)
+
+    def rows(target: np.ndarray, noise: float) -> np.ndarray:
+        return centres[target] + noise * generator.normal(size=(len(target), 5))
+
+    return {"poor": (rows(labels, 1.5), rows(truth, 1.5)), "good": (rows(labels, 0.4), rows(truth, 0.4))}, labels, truth
+
+
+def test_the_svm_chooses_on_training_rows() -> None:
+    """The whole grid is there; the second column takes what the source's validation rows preferred."""
+    candidates, labels, truth = two_candidates()
+    found = svm_transfer(candidates, labels, truth, {"poor": 0.9, "good": 0.8})
+    assert found.grid.keys() == {"poor", "good"} and all(tuple(g) == COSTS for g in found.grid.values())
+    assert found.by_target.candidate == "good" and found.by_source is not None
+    assert found.by_source.candidate == "poor" and found.by_source.accuracy < found.by_target.accuracy
+    for choice in (found.by_target, found.by_source):
+        costs = found.grid[choice.candidate]
+        assert costs[choice.cost] == max(costs.values())
+        train, test = candidates[choice.candidate]
+        assert choice.accuracy == np.mean(linear_svm(train, labels, choice.cost, 0)(test) == truth)
+    assert svm_transfer(candidates, labels, truth).by_source is None
+
+
+def test_test_rows_choose_nothing() -> None:
+    """Other test labels change the accuracy, and nothing else."""
+    candidates, labels, truth = two_candidates()
+    one = svm_transfer(candidates, labels, truth, costs=(0.1, 10.0))
+    other = svm_transfer(candidates, labels, (truth + 1) % 3, costs=(0.1, 10.0))
+    assert one.grid == other.grid and one.by_target.cost == other.by_target.cost
+    assert one.by_target.candidate == other.by_target.candidate and other.by_target.accuracy < one.by_target.accuracy
+
+
+def test_the_svm_s_settings_and_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hinge loss, solved in its dual; features a thousand times as large are the same features."""
+    from sklearn.svm import LinearSVC
+
+    seen: list[dict[str, Any]] = []
+    fit = LinearSVC.fit
+    monkeypatch.setattr(LinearSVC, "fit", lambda self, *given: (seen.append(self.get_params()), fit(self, *given))[1])
+    candidates, labels, truth = two_candidates()
+    small = svm_transfer({"good": candidates["good"]}, labels, truth)
+    train, test = candidates["good"]
+    large = svm_transfer({"good": (1024 * train, 1024 * test)}, labels, truth)
+    assert (small.grid, small.by_target) == (large.grid, large.by_target)
+    assert {(p["loss"], p["dual"], p["fit_intercept"]) for p in seen} == {("hinge", True, True)}
+    assert {p["C"] for p in seen} == set(COSTS)
+
+
+def test_what_the_svm_refuses() -> None:
+    candidates, labels, truth = two_candidates()
+    kept = np.flatnonzero((labels != 2) | (np.arange(60) < 6))
+    few = {"good": (candidates["good"][0][kept], candidates["good"][1])}
+    with pytest.raises(DataError, match="class 2 has 2 training rows, of 3 classes: 3 folds need"):
+        svm_transfer(few, labels[kept], truth)
+    with pytest.raises(UsageError, match=r"the features of 'good' must be \(60, d\) and \(90, d\)"):
+        svm_transfer({"good": (candidates["good"][0], candidates["good"][1][:, :2])}, labels, truth)
+    for wrong, message in (
+        ({"costs": (0.0,)}, "costs must be above 0"),
+        ({"costs": ()}, "a candidate and a C at least"),
+        ({"folds": 1}, "folds must be at least 2"),
+        ({"source_scores": {"good": 1.0}}, "source_scores must score 'poor', 'good', got 'good'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            svm_transfer(candidates, labels, truth, **wrong)  # type: ignore[arg-type]

@@ -8,8 +8,8 @@ composes two of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,13 +22,15 @@ from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.methods import Nested
 from nestling.methods.calibrate import select_by_likelihood
+from nestling.methods.concepts import concept_table
 from nestling.methods.recipe import Context, Optimizer, Recipe, Stage
+from nestling.methods.robust import along_the_gradient
 from nestling.models.backbones import conv_block
 from nestling.models.heads import Calibration
 from nestling.models.model import Answers, Model, Outputs
 from nestling.models.weights import reshape
 from nestling.objectives.functional import level_cross_entropy
-from nestling.objectives.reducers import Mean, Reducer
+from nestling.objectives.reducers import ConceptWeighted, Reducer
 from nestling.objectives.terms import CrossEntropy, Objective, Term
 from nestling.taxonomy import Taxonomy
 from small import small_model
@@ -111,24 +113,12 @@ def assume(model: Model) -> str:
     return f"{WIDTH // 2} of {WIDTH} filters are kept"
 
 
-class Concepts(Reducer):
-    """The mean with a weight for each coarse class, which grows with the class's loss."""
-
-    def __init__(self, num_concepts: int) -> None:
-        super().__init__()
-        self.q: Tensor
-        self.register_buffer("q", torch.full((num_concepts,), 1 / num_concepts))
-
-    def forward(self, values: Tensor, weights: Tensor, batch: Batch) -> Tensor:
-        concepts = batch.labels[:, 0]
-        scalar = Mean()(values, weights * self.q[concepts], batch)
-        if self.training:
-            with torch.no_grad():
-                sums = collective.all_sum(torch.zeros_like(self.q).index_add_(0, concepts, values.detach() * weights))
-                counts = collective.all_sum(torch.zeros_like(self.q).index_add_(0, concepts, weights))
-                q = self.q * torch.exp(0.1 * sums / counts.clamp_min(1))
-                self.q.copy_(q / q.sum())
-        return scalar
+def concepts_of(data: LabelledData, batch_size: int) -> Reducer:
+    """A weight for each coarse class, over the rows whose finest label is known."""
+    counted = data.labels[:, -1] >= 0
+    coarse, every = data.taxonomy.levels[0], np.arange(len(data))
+    table = concept_table(data, every, coarse, batch_size=batch_size, balance="rows", counted=counted)
+    return ConceptWeighted(table.concept_of, table.counts, table.names, strength=5.0, s=2, c=3.0)
 
 
 class LayerCrossEntropy(Term):
@@ -139,12 +129,7 @@ class LayerCrossEntropy(Term):
         return level_cross_entropy(outputs.logits[self.name].float(), labels), (labels >= 0).float()
 
 
-def second_pass(loss: Callable[[Batch], Tensor], batch: Batch) -> Batch:
-    """A step of length 0.5 along the gradient of the loss with respect to each input."""
-    inputs = batch.inputs.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(replace(batch, inputs=inputs)), inputs)
-    length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None]
-    return replace(batch, inputs=(inputs + 0.5 * gradient / length).detach())
+second_pass = along_the_gradient(0.5)
 
 
 class InstanceRows(Term):
@@ -255,7 +240,7 @@ class GrowLayers(Toy):
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
         for number in range(1, 4):
             parts = model.grow()  # type: ignore[operator]
-            reducer = Concepts(data.taxonomy.num_classes(data.taxonomy.levels[0])) if self.robust else None
+            reducer = concepts_of(data, 24) if self.robust else None
             yield self.stage(
                 data,
                 name=f"layer-{number}",
@@ -275,7 +260,7 @@ class SecondPass(Toy):
 
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
         levels = data.taxonomy.levels
-        concepts = Concepts(data.taxonomy.num_classes(levels[0]))
+        concepts = concepts_of(data, 24)
         yield self.stage(
             data,
             name="robust",

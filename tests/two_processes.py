@@ -19,7 +19,7 @@ from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run, fit
 from nestling.errors import DivergedError
-from nestling.methods import Coins, FlatMarginal, Nested
+from nestling.methods import Coins, FlatMarginal, Nested, Robust
 from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
 from nestling.objectives.instance_terms import InstanceWithin
@@ -39,6 +39,8 @@ CURVES: dict[str, Recipe] = {
     "coins": Coins(variant="coinsp", epochs=4, batch_size=9, steps_per_epoch=5, norm="none", proxy_weight=1.0),
     "instances": Coins(variant="coins", epochs=2, batch_size=15, norm="none"),
     "contrast": Coins(variant="supcon", epochs=2, batch_size=15, norm="none", augmentation="none"),
+    "robust": Robust(epochs=3, batch_size=15, steps_per_epoch=7, norm="none", optimizer=SGD, schedule="auto"),
+    "group-dro": Robust(epochs=2, batch_size=9, norm="none", optimizer=SGD, ascent="group-dro", smoothness=1.0),
     "flat": FlatMarginal(epochs=2, batch_size=9, steps_per_epoch=7, norm="none", optimizer=SGD),
 }
 

@@ -25,7 +25,7 @@ from nestling.taxonomy import Taxonomy
 
 FORMAT = 1
 FILES = ("model.safetensors", "config.json", "taxonomy.json")
-ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list}
+ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list, "concepts": dict}
 """What config.json remembers for ``nestling evaluate``, where it says anything of it."""
 LARGEST = 16 * 2**30
 """Bytes of weights; a file past it is refused before it is read."""
@@ -116,6 +116,8 @@ def load_bundle(path: Path | str) -> Bundle:
             if not isinstance(config.get(name, kind()), kind):
                 raise DataError(f"{name!r} in config.json must be {kind.__name__}, got {config[name]!r:.80}")
         taxonomy = Taxonomy.from_dict(json.loads(contents["taxonomy.json"]))
+        if "concepts" in config:
+            taxonomy.level_index(config["concepts"]["level"])
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
         tensors = load(contents["model.safetensors"])
         # On the meta device first: a bundle that asks for more weights than it holds must not take the memory for them.

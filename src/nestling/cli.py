@@ -63,7 +63,8 @@ class Train(SourceOptions):
     source: SourceArgument = None
     """What to learn from."""
     method: str | None = None
-    """nested (the default), layerwise, coins, end-to-end or flat-marginal; --help lists that method's fields."""
+    """nested (the default), layerwise, robust, coins, end-to-end or flat-marginal; with --help it lists that method's
+    fields."""
     config: str | None = None
     """A TOML file of fields; a run's recipe.toml serves as well."""
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE")] = ()
@@ -72,6 +73,12 @@ class Train(SourceOptions):
     """auto (the default), resnet10, resnet18, resnet34, resnet18-16 (first width), or widths as conv:8-16/32/64."""
     image_size: int | None = None
     """Pixels a side; by default from the data."""
+    init: str | None = None
+    """A trained run or bundle, whose backbone the training starts from: fine-tuning."""
+    concepts: str | None = None
+    """A CSV class,concept: the concepts become the coarsest level, named concept."""
+    target_mix: str | None = None
+    """A CSV class,share of the mix that a target has at one level: the prior of the concepts' weights (robust)."""
     known: str | None = None
     """Pretend that only these fractions are labelled: coarse=1.0,middle=0.4,fine=0.1."""
     baselines: bool = False

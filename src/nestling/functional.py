@@ -5,16 +5,44 @@ from nestling.evaluate.retrieval import recall_at_k
 from nestling.objectives.calibration import expected_calibration_error
 from nestling.objectives.functional import aggregate, combine_levels, least_expected_distance, marginal_cross_entropy
 from nestling.objectives.instances import instance_loss, instance_loss_within, proxy_loss
+from nestling.objectives.robust import (
+    adversarial_direction,
+    adversarial_step,
+    concept_gradient,
+    concept_step_size,
+    concept_weights_step,
+    group_dro_step,
+    project_onto_simplex,
+    regret_bound,
+    slow_start,
+    slow_start_factor,
+    slow_start_gain,
+    tightening,
+    worst_concept_accuracy,
+)
 
 __all__ = [
+    "adversarial_direction",
+    "adversarial_step",
     "aggregate",
     "combine_levels",
+    "concept_gradient",
+    "concept_step_size",
+    "concept_weights_step",
     "expected_calibration_error",
+    "group_dro_step",
     "instance_loss",
     "instance_loss_within",
     "least_expected_distance",
     "marginal_cross_entropy",
+    "project_onto_simplex",
     "proxy_loss",
     "recall_at_k",
+    "regret_bound",
+    "slow_start",
+    "slow_start_factor",
+    "slow_start_gain",
+    "tightening",
     "turbulence",
+    "worst_concept_accuracy",
 ]

@@ -51,6 +51,13 @@ TABLE = [
         {"calibration": "all"},
         "unknown calibration all",
     ),
+    Row(
+        "nested",
+        ("coarse", "middle", "fine", "temperature"),
+        {"concept_weights": "coarse", "concept_strength": 2.0},
+        {"concept_strength": 0.0},
+        "concept_strength must be above 0",
+    ),
     Row("end-to-end", ("flat", "temperature"), {}, {"balance": "rows", "epochs": (1, 2)}, "2 values for 1 stages"),
     Row("flat-marginal", ("flat", "temperature"), {}, {"batch_size": 0}, "batch_size must be at least 1"),
     Row("layerwise", ("layer-1", "layer-2", "temperature"), {}, {"k": 0}, "k must be at least 1, got 0"),
@@ -74,6 +81,28 @@ TABLE = [
             ("supcon", {}, {"label_level": "clade"}, "unknown level clade", ("coarse",)),
             ("opt", {}, {"epochs": (1, 2)}, "2 values for 1 stages", ("coarse", "middle", "fine")),
         )
+    ),
+    Row("robust", ("robust", "temperature"), {}, {"strength": 0.0}, "strength, lambda, must be above 0, got 0.0"),
+    Row(
+        "robust",
+        ("robust", "temperature"),
+        {"tau": 0.0, "schedule": "auto", "balance": "rows", "steps_per_epoch": 12},
+        {"tau": -1.0},
+        "tau must be at least 0, got -1.0",
+    ),
+    Row(
+        "robust",
+        ("robust", "temperature"),
+        {"smoothness": 2.0, "ascent": "group-dro", "norm": "none"},
+        {"strength": "of"},
+        "Did you mean 'off'",
+    ),
+    Row(
+        "robust",
+        ("robust", "temperature"),
+        {"strength": "off", "tau": 0.0, "selection": "worst-concept"},
+        {"strength": "off", "prior": ("a=1",)},
+        "set strength to a number",
     ),
 ]
 
@@ -174,6 +203,8 @@ def test_recipes_train_on_any_tree(row: Row, paths: list[str]) -> None:
             labels[number, 1 + number % len(taxonomy.levels) :] = -1
         data = LabelledData(images, labels, taxonomy)
     settings = {"label_level": None} if row.settings.get("label_level") else {}
+    if "concept_weights" in row.settings:
+        settings["concept_weights"] = taxonomy.levels[0]
     run = quick(recipe_of(row, **settings), data)
     with torch.no_grad():
         answers = run.model.answers(run.model(run.preprocessing(images[:5])))

@@ -47,7 +47,9 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
     measurements: dict[str, list[Measurement]] = {}
     for method, runs in end.runs.items():
         for run in runs:
-            for name, measurement in score(method, run, end.test, runtime, distortions).items():
+            for name, measurement in score(
+                method, run, end.test, runtime, distortions, end.about.get("concepts")
+            ).items():
                 measurements.setdefault(name, []).append(measurement)
     main = end.runs[end.method][0]
     metrics = summarise(end, measurements)
@@ -90,15 +92,20 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
 
 
 def score(
-    method: str, run: Run, test: LabelledData, runtime: Runtime, distortions: Sequence[str]
+    method: str,
+    run: Run,
+    test: LabelledData,
+    runtime: Runtime,
+    distortions: Sequence[str],
+    concepts: Mapping[str, Any] | None = None,
 ) -> dict[str, Measurement]:
     """The measurements of one run: flat + marginal also decided by CRM, a rejection layer also left out."""
     outputs = outputs_of(run.model, run.preprocessing, test, runtime, distortions)
-    scores = {method: measure(run.model, outputs, test)}
+    scores = {method: measure(run.model, outputs, test, concepts=concepts)}
     if run.model.config["rejection"]:
-        scores[f"{method} (temperature only)"] = measure(run.model, outputs, test, reject=False)
+        scores[f"{method} (temperature only)"] = measure(run.model, outputs, test, reject=False, concepts=concepts)
     if method == "flat-marginal":
-        scores["flat-crm"] = measure(run.model, outputs, test, least_distance=True)
+        scores["flat-crm"] = measure(run.model, outputs, test, least_distance=True, concepts=concepts)
     return scores
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nestling import collective
@@ -18,12 +19,12 @@ from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.notes import notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
-from nestling.commands.words import program, retrieval_lines, score_lines
+from nestling.commands.words import concept_lines, program, retrieval_lines, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.sources import has_split, load_data
-from nestling.engine.fit import Run, cut_rows, fit
+from nestling.engine.fit import Run, cut_rows, fit, seeded
 from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
@@ -33,6 +34,7 @@ from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
 from nestling.models.build import build_model
 from nestling.models.model import Model
+from nestling.seeds import derive
 
 
 class Pipeline:
@@ -83,6 +85,9 @@ class Pipeline:
         if collective.rank() > 0:
             return
         about = {name: self.options[name] for name in ("known", "levels", "image_size") if self.options.get(name)}
+        concepts = self.recipe.concepts_at(train.taxonomy)
+        if concepts is not None:
+            about["concepts"] = {"level": concepts, "rows": rows_of_concepts(train, concepts)}
         end = Finish(
             folder=self.folder,
             method=self.recipe.method,
@@ -104,7 +109,7 @@ class Pipeline:
         )
         for line in score_lines({"": metrics["levels"]}):
             say(line)
-        for line in retrieval_lines(metrics.get("retrieval", {})):
+        for line in (*concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
             say(line)
         if "verdict" in metrics:
             say(metrics["verdict"])
@@ -157,8 +162,12 @@ class Pipeline:
             self.folder.derive(name, getattr(self.recipe, name), f"for --memory {self.options['memory']}: {text}")
 
     def build(self, train: LabelledData, recipe: Recipe) -> Model:
-        """The recipe's network, fresh."""
-        return build_model(train.taxonomy, train.image_shape, self.backbone, recipe.method, recipe.network())
+        """The recipe's network, fresh, or on the backbone of the run that ``--init`` names."""
+        if not self.options.get("init"):
+            return build_model(train.taxonomy, train.image_shape, self.backbone, recipe.method, recipe.network())
+        from nestling.commands.init import start_from
+
+        return start_from(self.options["init"], train, self.backbone, recipe)
 
     def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
         """A split of the source; ``like`` the training rows in taxonomy, size and channels."""
@@ -178,14 +187,19 @@ class Pipeline:
             qualify_names=self.options.get("qualify_names", False),
             on_bad_image=self.options.get("on_bad_image", "error"),
             seed=self.seed,
+            concepts=self.options.get("concepts") if like is None else None,
         )
 
     def fit(self, recipe: Recipe, train: LabelledData, validation: LabelledData | None, out: RunFolder | Path) -> Run:
         """Train, or go on, in ``out``."""
+        model = None
+        if self.options.get("init"):
+            with seeded(derive(self.seed, "weights")):
+                model = self.build(train, recipe)
         return fit(
             recipe,
             train,
-            None,
+            model,
             out,
             self.seed,
             self.device,
@@ -243,3 +257,10 @@ class Pipeline:
             self.folder.derive(f"learning rate of {method}", str(best), reason)
             chosen[method] = candidates[best]
         return chosen
+
+
+def rows_of_concepts(data: LabelledData, level: str) -> dict[str, int]:
+    """How many rows each concept has, by its name."""
+    codes = data.taxonomy.columns(data.labels)[:, data.taxonomy.level_index(level)]
+    names = data.taxonomy.column_names(level)
+    return dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))

@@ -63,6 +63,7 @@ def twin(
         optimizer=replace(recipe.optimizer, lr=rate[-1] if isinstance(rate, tuple) else rate),
         norm=recipe.norm,
         skips=isinstance(network, NetworkOptions) and network.skips,
+        plain=isinstance(network, NetworkOptions) and network.plain,
         balance="levels",
         augmentation=recipe.augmentation,
         patience=recipe.patience,

@@ -25,6 +25,8 @@ OPTIONS: dict[str, Any] = {
     "known": dict,
     "backbone": str,
     "image_size": int,
+    "init": str,
+    "concepts": str,
     "levels": tuple[str, ...],
     "taxonomy": str,
     "qualify_names": bool,
@@ -97,7 +99,19 @@ def settings(command: Train) -> tuple[dict[str, Any], dict[str, Any]]:
             raise UsageError(f"the {name} {options[name]!r} is no valid Unicode: rename it, or give a link to it")
     if options["seed"] < 0:
         raise UsageError(f"seed must be an integer of at least 0, got {options['seed']}")
-    return options, merge(config, parse_assignments(command.set))
+    fields = merge(config, parse_assignments(command.set))
+    if command.target_mix is not None:
+        fields["prior"] = read_mix(command.target_mix, options["method"])
+    return options, fields
+
+
+def read_mix(path: str, method: str) -> list[str]:
+    """The CSV class,share as the recipe's field ``prior``, which stands in the run's settings. Raises UsageError."""
+    from nestling.data.concepts import read_pairs
+
+    if method != "robust":
+        raise UsageError(f"--target-mix is the prior of the concepts' weights, which {method} has not: --method robust")
+    return [f"{name}={share}" for name, share in read_pairs(path, "class", "share").items()]
 
 
 def encodes(text: str) -> bool:

@@ -61,6 +61,20 @@ def retrieval_lines(retrieval: Mapping[str, Mapping[str, float]]) -> list[str]:
     return aligned([["search", *(f"recall@{k} %" for k in ks)], *rows], 1)
 
 
+def concept_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What metrics.json says of concepts, in a line or two; none where it says nothing."""
+    found = metrics.get("concepts")
+    if not found or not found["accuracy"]:
+        return []
+    worst = [f"{name} {100 * value:.1f} %" for name, value in list(found["accuracy"].items())[:3]]
+    small = f"the five smallest {100 * found['smallest']:.1f} %, " if len(found["accuracy"]) > 5 else ""
+    return [
+        f"concepts at level {found['level']}: mean {100 * found['mean']:.1f} %, {small}"
+        f"spread {100 * found['spread']:.1f} points",
+        f"least accurate: {', '.join(worst)}",
+    ]
+
+
 def aligned(table: Sequence[Sequence[str]], words: int) -> list[str]:
     """Rows of cells as lines: the first ``words`` columns to the left, the figures behind them to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

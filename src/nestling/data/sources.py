@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from nestling.data.concepts import LEVEL, with_concepts
 from nestling.data.dataset import LabelledData
 from nestling.data.images import load_images
 from nestling.data.labels import encode
@@ -40,6 +41,7 @@ def load_data(
     on_bad_image: Literal["error", "skip"] = "error",
     seed: int = 0,
     first: int | None = None,
+    concepts: str | Path | None = None,
 ) -> LabelledData:
     """The rows of one split of a source.
 
@@ -57,6 +59,7 @@ def load_data(
     on_bad_image: 'error', or 'skip' to leave out what cannot be read, which is said in the notes.
     seed: of the stratified 80/20 cut, where the source has no test split, and of sets made at random.
     first: so many rows of the split alone, the first ones; no other is decoded.
+    concepts: a CSV ``class,concept``, whose concepts become the coarsest level, named 'concept'.
 
     Raises ``UsageError`` for an unknown source, split or level, ``DataError`` for what is wrong inside, and
     ``StorageError`` for what cannot be read or fetched.
@@ -66,6 +69,11 @@ def load_data(
     if channels not in (None, 1, 3):
         raise UsageError(f"channels must be 1 or 3; got {channels}")
     found = resolve(source, data_dir, seed)
+    if concepts is not None:
+        if taxonomy is not None:
+            raise UsageError("concepts come from one file: from --concepts, or as a level of the --taxonomy")
+        found = with_concepts(found, concepts)
+        levels = levels if levels is None else (LEVEL, *((levels,) if isinstance(levels, str) else levels))
     if isinstance(taxonomy, str | Path):
         taxonomy = Taxonomy.load(taxonomy)
     if levels is None and taxonomy is None:

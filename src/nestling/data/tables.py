@@ -78,7 +78,7 @@ def read_table(
 
 
 def _read_csv(path: Path, name: str) -> Rows:
-    header, lines = _csv_lines(path)
+    header, lines = read_lines(path)
     twice = [column for column, count in Counter(header).items() if count > 1]
     if twice:
         raise DataError(f"{path}: the column {twice[0]!r} stands in the header twice")
@@ -106,7 +106,8 @@ def _read_csv(path: Path, name: str) -> Rows:
     )
 
 
-def _csv_lines(path: Path) -> tuple[list[str], list[list[str]]]:
+def read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The header of a CSV or TSV, and its other lines, all as wide. Raises ``DataError`` and ``StorageError``."""
     try:
         size = path.stat().st_size
         if size > MAX_CSV_BYTES:

@@ -214,7 +214,7 @@ class StageRun(StageState):
         state.running = [state.running[0] + value, state.running[1] + 1]
         taken = state.epoch * order.steps + state.step
         if engine.log is not None and (taken % LOG_EVERY == 1 or state.step == order.steps):
-            figures = {"loss": value, "lr": lr, "terms": parts}
+            figures = {"loss": value, "lr": lr, "terms": parts, **self.reducers()}
             engine.log.append({"stage": stage.name, "epoch": state.epoch, "step": taken, **figures})
             self.board.add(taken, figures)
 
@@ -234,6 +234,7 @@ class StageRun(StageState):
             self.run_hook(stage.after_epoch, "after epoch", state.epoch)
         if self.judge is not None:
             record |= self.compare(self.judge)
+        record |= self.reducers()
         state.history.append(record)
         state.epoch, state.step, state.running = state.epoch + 1, 0, [0.0, 0.0]
         assert self.order is not None
@@ -247,6 +248,11 @@ class StageRun(StageState):
             stage.epochs * self.order.steps,
             figures,
         )
+
+    def reducers(self) -> dict[str, Any]:
+        """What the objective's reducers have to log, where they have anything."""
+        found = self.objective.figures()
+        return {"reducers": found} if found else {}
 
     def compare(self, judge: Judge) -> dict[str, Any]:
         """Score the weights of this moment, and keep them where they are the best; what to record."""

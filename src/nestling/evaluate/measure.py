@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from nestling.engine.predict import predict
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
 from nestling.evaluate.accuracy import agreement, level_metrics
+from nestling.evaluate.concepts import concept_accuracies
 from nestling.evaluate.decide import Decisions, decide_leaf, decide_levels
 from nestling.evaluate.retrieval import retrieval_metrics
 from nestling.models.model import Answers, Model, Outputs
@@ -63,11 +64,18 @@ def outputs_of(
 
 @torch.no_grad()
 def measure(
-    model: Model, outputs: dict[str, Outputs], data: LabelledData, *, reject: bool = True, least_distance: bool = False
+    model: Model,
+    outputs: dict[str, Outputs],
+    data: LabelledData,
+    *,
+    reject: bool = True,
+    least_distance: bool = False,
+    concepts: Mapping[str, Any] | None = None,
 ) -> Measurement:
     """Score outputs under every condition.
 
-    ``reject=False`` leaves the rejection layers out; ``least_distance`` decides a flat model's answers by CRM.
+    ``reject=False`` leaves the rejection layers out; ``least_distance`` decides a flat model's answers by CRM;
+    ``concepts`` is what a bundle remembers of them: their level, and the training rows of each.
     """
     answers = {name: model.answers(output, reject) for name, output in outputs.items()}
     decisions = {name: decisions_of(model, answer, least_distance) for name, answer in answers.items()}
@@ -85,7 +93,23 @@ def measure(
     }
     if isinstance(model, SearchModel):
         metrics |= retrieval_metrics(outputs[CLEAN].embedding, data)
+    if concepts is not None and (found := by_concept(decisions[CLEAN], data, concepts)):
+        metrics["concepts"] = found
     return Measurement(metrics, decisions)
+
+
+def by_concept(decisions: Decisions, data: LabelledData, concepts: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry ``concepts``: accuracies at the finest level of which a row is labelled; empty where there is none."""
+    taxonomy, above = data.taxonomy, concepts["level"]
+    for level in reversed(list(decisions.columns)):
+        labels = data.labels[:, taxonomy.level_index(level)]
+        if (labels >= 0).any():
+            codes = taxonomy.columns(data.labels)[:, taxonomy.level_index(above)]
+            codes = np.where(labels >= 0, codes, -1)
+            right = decisions.columns[level] == labels
+            scores = concept_accuracies(right, codes, taxonomy.column_names(above), concepts.get("rows"))
+            return {"level": above, "of": level, **scores}
+    return {}
 
 
 def decisions_of(model: Model, answers: Answers, least_distance: bool = False) -> Decisions:
@@ -115,7 +139,7 @@ def mean_over_seeds(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
         elif isinstance(value, list):
             result[key] = [_mean_entry(list(entry)) for entry in zip(*values, strict=True)]
         else:
-            result[key] = _mean(values)
+            result[key] = value if isinstance(value, str) else _mean(values)
     return result
 
 

@@ -9,13 +9,13 @@ from nestling.methods.nested import Nested as Nested
 from nestling.methods.recipe import Optimizer as Optimizer
 from nestling.methods.recipe import Recipe as Recipe
 from nestling.methods.recipe import Stage as Stage
+from nestling.methods.robust import Robust as Robust
 
 RECIPES: dict[str, type[Recipe]] = {
-    recipe.method: recipe for recipe in (Nested, EndToEnd, FlatMarginal, Layerwise, Coins)
+    recipe.method: recipe for recipe in (Nested, EndToEnd, FlatMarginal, Layerwise, Robust, Coins)
 }
 
-
-__all__ = ["Coins", "EndToEnd", "FlatMarginal", "Layerwise", "Nested", "Optimizer", "Recipe", "Stage"]
+__all__ = ["Coins", "EndToEnd", "FlatMarginal", "Layerwise", "Nested", "Optimizer", "Recipe", "Robust", "Stage"]
 
 
 def recipe_class(method: str) -> type[Recipe]:

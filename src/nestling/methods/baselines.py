@@ -31,9 +31,11 @@ class Flat(Recipe):
 
     skips: bool = True
     """As of nested learning, whose network this is."""
+    plain: bool = False
+    """The softmax reads the backbone's last map, without nested learning's decoder: as beside robust training."""
 
     def network(self) -> NetworkOptions:
-        return NetworkOptions(skips=self.skips, norm=self.norm)
+        return NetworkOptions(skips=self.skips, norm=self.norm, plain=self.plain)
 
     def rows(self, data: LabelledData) -> np.ndarray:
         """The rows that this baseline can learn from."""

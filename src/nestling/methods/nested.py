@@ -17,10 +17,13 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import select_by_likelihood, temperature_stage
+from nestling.methods.concepts import concept_table
 from nestling.methods.recipe import Optimizer, Recipe, Stage, check, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
+from nestling.objectives.reducers import ConceptWeighted, Reducer
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Objective, RejectionCrossEntropy
+from nestling.taxonomy import Taxonomy
 
 SYNTHETIC = (50_000, 60_000, 80_000)
 """Synthetic bottlenecks that the authors draw for the coarse, middle and fine rejection class."""
@@ -45,6 +48,10 @@ class Nested(Recipe):
     """Finer levels see earlier maps of the backbone."""
     rejection_epochs: int = 12
     """Epochs of the rejection layers."""
+    concept_weights: str = "off"
+    """off, or the level whose classes are concepts that every level's loss weights by how they fare (see robust)."""
+    concept_strength: float = 10.0
+    """lambda of these weights: the smaller, the farther they go from the concepts' shares."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +65,7 @@ class Nested(Recipe):
                 "set marginal = false, or reading = 'at-least'"
             )
         check("rejection_epochs", self.rejection_epochs, least=1)
+        check("concept_strength", self.concept_strength, above=0)
 
     def network(self) -> NetworkOptions:
         return NetworkOptions(skips=self.skips, norm=self.norm)
@@ -76,7 +84,7 @@ class Nested(Recipe):
                 name=level,
                 data=data,
                 rows=rows,
-                objective=self.objective(data, i),
+                objective=self.objective(data, i, rows),
                 trainable=model.parts(level),
                 until=level,
                 optimizer=self.optimizer,
@@ -120,13 +128,42 @@ class Nested(Recipe):
         batch_size = self.batch_for(len(rows))
         return self.steps_for(primary, batch_size) or (-(-primary // batch_size) if self.marginal else None)
 
-    def objective(self, data: LabelledData, i: int) -> Objective:
+    def objective(self, data: LabelledData, i: int, rows: np.ndarray) -> Objective:
         """The sum over j <= i of alpha_j L(Y_j): alpha_j = n_coarse / n_j for the paper's loss, else 1."""
         levels = data.taxonomy.levels[: i + 1]
+        reducers = [self.reducer(data, i, j, rows) for j in range(len(levels))]
         if self.marginal:
-            return Objective([(1.0, MarginalCrossEntropy(level, data.taxonomy)) for level in levels])
+            terms = [MarginalCrossEntropy(level, data.taxonomy, reducer=r) for level, r in zip(levels, reducers)]
+            return Objective([(1.0, term) for term in terms])
         known = (data.labels >= 0).sum(0)
-        return Objective([(float(known[0] / max(known[j], 1)), CrossEntropy(level)) for j, level in enumerate(levels)])
+        return Objective(
+            [
+                (float(known[0] / max(known[j], 1)), CrossEntropy(level, reducer=reducers[j]))
+                for j, level in enumerate(levels)
+            ]
+        )
+
+    def concepts_at(self, taxonomy: Taxonomy) -> str | None:
+        if self.concept_weights == "off":
+            return None
+        return taxonomy.levels[taxonomy.level_index(self.concept_weights)]
+
+    def reducer(self, data: LabelledData, i: int, j: int, rows: np.ndarray) -> Reducer | None:
+        """What weights the concepts in L(Y_j) of stage i, over the rows that it counts; None for the plain mean."""
+        concepts = self.concepts_at(data.taxonomy)
+        if concepts is None:
+            return None
+        known = data.taxonomy.columns(data.labels)[:, : j + 1] >= 0
+        table = concept_table(
+            data,
+            rows,
+            concepts,
+            batch_size=self.batch_for(len(rows)),
+            balance=self.balance,
+            balance_level=data.taxonomy.levels[i],
+            counted=known.any(1) if self.marginal else known[:, j],
+        )
+        return ConceptWeighted(table.concept_of, table.counts, table.names, strength=self.concept_strength)
 
     def rejection(self, model: Model, data: LabelledData) -> Objective:
         """One term per level, with as many synthetic rows as the authors draw, at most ten for each labelled one."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nestling.data.batch import Batch
     from nestling.data.dataset import LabelledData
     from nestling.models.model import Model, Outputs
+    from nestling.taxonomy import Taxonomy
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 LARGEST_BATCH, LEAST_BATCH = 256, 32
@@ -194,6 +195,10 @@ class Recipe(ABC):
     def network(self) -> AnyOptions:
         """What this method asks of its network."""
         return NetworkOptions(norm=self.norm)
+
+    def concepts_at(self, taxonomy: Taxonomy) -> str | None:
+        """The level whose classes are concepts that this recipe weights or is judged by; None where it knows none."""
+        return None
 
     def batch_for(self, num_rows: int) -> int:
         """Rows per step of a stage of ``num_rows``."""

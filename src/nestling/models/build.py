@@ -23,6 +23,8 @@ class NetworkOptions:
     """Finer levels see earlier maps of the backbone."""
     norm: str = "batch"
     """'batch' or 'none'."""
+    plain: bool = False
+    """The head of a single softmax reads the backbone's last map, pooled: there is nothing between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class SearchOptions:
 
 
 AnyOptions = NetworkOptions | LayerOptions | SearchOptions
-FLAT = ("end-to-end", "flat-marginal")
+FLAT = ("end-to-end", "flat-marginal", "robust")
 METHODS = ("nested", *FLAT, "layerwise", "coins")
 OPTIONS: dict[str, type[AnyOptions]] = {"layerwise": LayerOptions, "coins": SearchOptions}
 
@@ -101,7 +103,7 @@ def build_model(
                 raise unknown("network option", name, kind.__dataclass_fields__)
         plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         options = kind(**plain)
-    options = options or kind()
+    options = options or (NetworkOptions(plain=True) if method == "robust" else kind())
     if options.norm not in ("batch", "none"):
         raise unknown("norm", options.norm, ("batch", "none"))
     if len(input_shape) != 3 or min(input_shape) < 1:
@@ -130,7 +132,7 @@ def build_model(
             probe=options.probe,
         )
     heads = taxonomy.levels[-1:] if method in FLAT else None
-    return NestedModel(network, taxonomy, config, heads, options.skips, options.norm)
+    return NestedModel(network, taxonomy, config, heads, options.skips, options.norm, options.plain)
 
 
 def build_layers(

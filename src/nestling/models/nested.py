@@ -31,6 +31,7 @@ class NestedModel(Model):
         network with a head on the finest level alone.
     skips: whether finer levels see earlier maps of the backbone.
     norm: 'batch' or 'none', for the decoder's convolutions.
+    plain: no decoder: every head reads the last map, as one softmax on a backbone usually does.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class NestedModel(Model):
         heads: tuple[str, ...] | None = None,
         skips: bool = True,
         norm: str = "batch",
+        plain: bool = False,
     ) -> None:
         super().__init__(taxonomy, config)
         heads = heads or taxonomy.levels
@@ -53,7 +55,7 @@ class NestedModel(Model):
         self.source: dict[str, int] = {}
         previous, sizes = channels[-1], {}
         for number, level in enumerate(taxonomy.levels):
-            if number:
+            if number and not plain:
                 # With more levels than maps, the finest levels share the first map.
                 self.source[level] = max(len(channels) - 1 - number, 0)
                 joined = previous + (channels[self.source[level]] if skips else 0)

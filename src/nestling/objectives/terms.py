@@ -85,6 +85,10 @@ class Objective(nn.Module):
         """Of the active terms."""
         return [gradient for term in self.active for gradient in term.own_gradients()]
 
+    def figures(self) -> dict[str, dict[str, float]]:
+        """What the reducers have to log of their state, by term; those that have nothing are left out."""
+        return {term.name: found for _, term in self.weighted() if (found := term.reducer.figures())}
+
     def adds_up(self) -> bool:
         """Whether its gradients over parts of a batch add up: no term or reducer keeps anything of a batch."""
         plain = all(type(term).step is Term.step for _, term in self.weighted())

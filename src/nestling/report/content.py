@@ -66,6 +66,8 @@ class Content:
     node_accuracy: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     """Level -> (number of correct rows, number of rows) per class of the taxonomy."""
     examples: Sequence[Example] = ()
+    concept_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Concept -> its weight after each epoch, of the main method's last stage that weights any."""
     settings: Sequence[tuple[str, object, str]] = ()
     """(name, value, reason) of what was chosen automatically or given."""
     notes: Sequence[str] = ()

@@ -47,6 +47,7 @@ def gather(
         curves=[curve(name, seed, run) for name, found in runs.items() for seed, run in zip(seeds, found, strict=True)],
         reliability={name: reliability(found, test) for name, found in measurements.items() if len(test)},
         node_accuracy=node_accuracy(measurements[method], test),
+        concept_weights=concept_weights(runs[method][0]),
         examples=examples(model, preprocessing, test),
         settings=runs[method][0].decisions,
     )
@@ -67,6 +68,15 @@ def curve(method: str, seed: int, run: Run) -> Curve:
         loss=[record["loss"] for record in history],
         metrics=metrics,
     )
+
+
+def concept_weights(run: Run) -> dict[str, list[float]]:
+    """Concept -> its weight after each epoch of the last stage that weights concepts, of its last term."""
+    stages = [record["stage"] for record in run.history if record.get("reducers")]
+    if not stages:
+        return {}
+    epochs = [list(record["reducers"].values())[-1] for record in run.history if record["stage"] == stages[-1]]
+    return {name: [figures[name] for figures in epochs] for name in epochs[0]}
 
 
 def model_levels(run: Run, levels: set[str]) -> list[str]:

@@ -4,6 +4,9 @@ from nestling.reproduce.layerwise_cifar import CIFAR10, DOWNSAMPLING, SEPARABILI
 from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WIDTH
 from nestling.reproduce.layerwise_memory import MEMORY
 from nestling.reproduce.layerwise_remarks import CLOSING, COMPRESSION, UNCONVERGED
+from nestling.reproduce.robust_concepts import AUGMENTATION, CONCEPTS, CONTROL, SCHEDULE
+from nestling.reproduce.robust_transfer import FINETUNE
+from nestling.reproduce.robust_transfer import TRANSFER as ROBUST_TRANSFER
 from nestling.reproduce.table import Table
 
 TABLES: dict[str, Table] = {
@@ -20,5 +23,11 @@ TABLES: dict[str, Table] = {
         TRANSFER,
         MEMORY,
         IMAGENET,
+        ROBUST_TRANSFER,
+        CONCEPTS,
+        AUGMENTATION,
+        FINETUNE,
+        SCHEDULE,
+        CONTROL,
     )
 }

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from nestling.evaluate.retrieval import precision_at_r, recalls
 from nestling.methods.coins import Coins
 from nestling.methods.recipe import Optimizer

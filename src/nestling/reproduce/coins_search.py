@@ -43,8 +43,8 @@ def cifar100_trials(scale: str) -> list[Trial]:
 CIFAR100 = Table(
     name="coins-cifar100",
     paper="Weakly Supervised Representation Learning with Coarse Labels, Tables 1 and 2",
-    about="Search among the test rows of cifar100 by features learned from 20 coarse classes. At small 5,000 rows and a "
-    "plain network, in whose few thousand steps no effect is expected; the paper's scale has ResNet-18.",
+    about="Search among the test rows of cifar100 by features learned from 20 coarse classes. At small 5,000 rows and "
+    "a plain network, in whose few thousand steps no effect is expected; the paper's scale has ResNet-18.",
     trials=cifar100_trials,
     floor=Floor(row="opt", column="fine R@1", least=0.25),
     printed={

@@ -1,29 +1,28 @@
-"""A table as a figure: lines over depth where there are layers, else points beside the paper's."""
+"""A table as a figure: lines where columns lie on an axis (layers, steps), else points beside the paper's."""
 
 from __future__ import annotations
 
 import io
-import re
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from nestling.report.plots import MUTED, WIDTH, Look, canvas, legend, legend_rows, looks, place, styled
 from nestling.reproduce.result import unit_of
-from nestling.reproduce.table import Table
+from nestling.reproduce.table import Table, on_axis
 
 PANEL, GAP, HEIGHT = 2.65, 0.6, 2.2
-DEPTH = re.compile(r"^(.*?)\s*layer (\d+)$")
+MOST_TICKS = 10
 Entry = dict[str, Any]
 
 
-def panels_of(result: dict[str, Any]) -> dict[tuple[str, bool], list[Entry]]:
-    """Entries by panel: (title, over depth or not)."""
-    found: dict[tuple[str, bool], list[Entry]] = {}
+def panels_of(result: dict[str, Any]) -> dict[tuple[str, str | None], list[Entry]]:
+    """Entries by panel: (title, axis)."""
+    found: dict[tuple[str, str | None], list[Entry]] = {}
     for entry in result["table"]:
-        match = DEPTH.match(entry["column"])
-        key = (match[1] or "accuracy", True) if match else (entry["column"], False)
-        if entry["mean"] is not None or not match:
+        known = on_axis(entry["column"])
+        key = (known[0] or "accuracy", known[1]) if known else (entry["column"], None)
+        if entry["mean"] is not None or not known:
             found.setdefault(key, []).append(entry)
     return found
 
@@ -37,21 +36,24 @@ def draw(table: Table, result: dict[str, Any], dpi: int = 110) -> bytes:
     top = 0.22 * legend_rows(list(styles), WIDTH - 1)[1] + 0.1
     with styled():
         figure = canvas(top + down * (HEIGHT + GAP))
-        for number, ((title, deep), entries) in enumerate(panels.items()):
+        for number, ((title, axis), entries) in enumerate(panels.items()):
             left = GAP + (number % across) * (PANEL + GAP)
             bottom = 0.45 + (down - 1 - number // across) * (HEIGHT + GAP)
             axes = place(figure, left, bottom, PANEL, HEIGHT - 0.2)
             divisor, _, unit = unit_of(table, entries[0]["column"])
             axes.set_title(f"{title}, {unit}", pad=4)
-            (lines if deep else points)(axes, entries, styles, divisor)
+            if axis is None:
+                points(axes, entries, styles, divisor)
+            else:
+                lines(axes, entries, styles, divisor, axis)
         legend(figure, styles, 0.4, WIDTH - 1)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def lines(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: float) -> None:
-    """A line per row over depth, the deviation over seeds as bars, the paper's numbers as dots."""
+def lines(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: float, axis: str) -> None:
+    """A line per row, the deviation over seeds as bars, the paper's numbers dotted."""
     for row, look in styles.items():
         mine = sorted((e for e in entries if e["row"] == row), key=lambda e: depth(e["column"]))
         known = [e for e in mine if e["mean"] is not None]
@@ -65,8 +67,10 @@ def lines(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: fl
         axes.plot(
             [depth(e["column"]) for e in printed], [e["paper"] / divisor for e in printed], ":", color=look.colour
         )
-    axes.set_xticks(sorted({depth(e["column"]) for e in entries}))
-    axes.set_xlabel("layer, dotted: the paper" if any(e["paper"] is not None for e in entries) else "layer")
+    where = sorted({depth(e["column"]) for e in entries})
+    if len(where) <= MOST_TICKS:
+        axes.set_xticks(where, [f"{x:g}" for x in where])
+    axes.set_xlabel(f"{axis}, dotted: the paper" if any(e["paper"] is not None for e in entries) else axis)
 
 
 def points(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: float) -> None:
@@ -86,8 +90,8 @@ def points(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: f
         axes.set_xlabel("hollow: the paper", color=MUTED)
 
 
-def depth(column: str) -> int:
-    """The layer's number."""
-    match = DEPTH.match(column)
-    assert match is not None
-    return int(match[2])
+def depth(column: str) -> float:
+    """The place on the axis."""
+    found = on_axis(column)
+    assert found is not None
+    return found[2]

@@ -13,7 +13,7 @@ from typing import Any
 
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Optimizer
-from nestling.reproduce.measures import SINGLE, accuracies
+from nestling.reproduce.measures import accuracies
 from nestling.reproduce.rows import Rows
 from nestling.reproduce.table import Cell, Claim, Place, Trial
 
@@ -113,11 +113,6 @@ def shrunk(trial: Trial) -> Trial:
         optimizer=replace(recipe.optimizer, lr=0.01),
     )
     return replace(trial, recipe=recipe, rows=replace(trial.rows, train=100, test=100))
-
-
-def better(id: str, text: str, more: str, less: str, paper: float | None, column: str = SINGLE) -> Claim:
-    """One row lies above another."""
-    return Claim(id=id, text=text, more=(more, column), less=(less, column), paper=paper)
 
 
 def rises(row: str, kind: str, layers: int, text: str, paper: Mapping[int, float] | None = None) -> list[Claim]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nestling.methods.layerwise import Layerwise
-from nestling.reproduce.layerwise import better, on_cifar, rises, rows_of, trial, twin
+from nestling.reproduce.layerwise import on_cifar, rises, rows_of, trial, twin
 from nestling.reproduce.measures import ENSEMBLE, SINGLE
 from nestling.reproduce.probes import separability
-from nestling.reproduce.table import Claim, Floor, Table, Trial
+from nestling.reproduce.table import Claim, Floor, Table, Trial, better
 
 KS = (1, 2, 3)
 

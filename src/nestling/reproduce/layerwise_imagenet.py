@@ -8,11 +8,11 @@ from itertools import pairwise
 from nestling.methods.layerwise import Layerwise
 from nestling.models.build import build_model
 from nestling.models.layerwise import LayerwiseModel
-from nestling.reproduce.layerwise import better, on_imagenet, rises, rows_of, trial, twin
+from nestling.reproduce.layerwise import on_imagenet, rises, rows_of, trial, twin
 from nestling.reproduce.measures import accuracies
 from nestling.reproduce.probes import from_scratch, num_parameters, reductions, transfer
 from nestling.reproduce.rows import Rows
-from nestling.reproduce.table import Cell, Claim, Floor, Table, Trial
+from nestling.reproduce.table import Cell, Claim, Floor, Table, Trial, better
 from nestling.taxonomy import Taxonomy
 
 SOURCE = "tiny_imagenet32"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nestling.methods.layerwise import Layerwise
-from nestling.reproduce.layerwise import better, on_cifar, passes, rises, rows_of, trial, twin
+from nestling.reproduce.layerwise import on_cifar, passes, rises, rows_of, trial, twin
 from nestling.reproduce.measures import SINGLE, accuracies
 from nestling.reproduce.probes import pruning
-from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial
+from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial, better
 
 GAP = "behind end-to-end"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from nestling.engine.fit import Run, fit
 from nestling.engine.predict import predict
 from nestling.engine.runtime import Runtime
 from nestling.files import write_json
+from nestling.models.model import Outputs
 from nestling.reproduce.rows import Parts, Rows
 from nestling.reproduce.table import Cell, Place, Trial
 
@@ -30,6 +32,8 @@ class Trained:
 
     run: Run
     train: LabelledData
+    validation: LabelledData
+    """Without a row where nothing is chosen."""
     test: LabelledData
     runtime: Runtime
 
@@ -38,11 +42,19 @@ class Trained:
         """The finest, which all figures are of."""
         return self.test.taxonomy.levels[-1]
 
-    def logits(self, data: LabelledData) -> tuple[dict[str, Tensor], Tensor]:
-        """Of every output for every row, and the labels (n,) of the finest level."""
+    def outputs(self, data: LabelledData) -> tuple[Outputs, Tensor]:
+        """Of every row, without augmentation, and the labels (n, levels)."""
         self.runtime.prepare(self.run.model)
         rows = DeviceData(data, self.run.preprocessing, self.runtime.device)
-        outputs, labels = predict(self.run.model, rows, self.runtime)
+        return predict(self.run.model, rows, self.runtime)
+
+    def embed(self, data: LabelledData) -> np.ndarray:
+        """Features (n, d) of every row: the pooled last map of the backbone."""
+        return self.outputs(data)[0].embedding.cpu().numpy()
+
+    def logits(self, data: LabelledData) -> tuple[dict[str, Tensor], Tensor]:
+        """Of every output for every row, and the labels (n,) of the finest level."""
+        outputs, labels = self.outputs(data)
         return {name: scores.cpu() for name, scores in outputs.logits.items()}, labels[:, -1].cpu()
 
 
@@ -72,7 +84,8 @@ def trained(trial: Trial, place: Place) -> Trained:
     if began is not None:
         write_json(took(folder), {"seconds": round(time.monotonic() - began, 2)})
     runtime = Runtime.choose(place.device, place.precision)
-    return Trained(run=run, train=parts.train, test=parts.test, runtime=runtime)
+    kept = parts.train.subset([]) if parts.validation is None else parts.validation
+    return Trained(run=run, train=parts.train, validation=kept, test=parts.test, runtime=runtime)
 
 
 def took(folder: Path) -> Path:

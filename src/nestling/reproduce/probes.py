@@ -170,7 +170,7 @@ def from_scratch(trial: Trial, place: Place) -> list[Cell]:
             )  # fmt: skip
             rest = data.subset(~chosen)
             runtime = Runtime.choose(place.device, place.precision)
-            logits, labels = Trained(run=run, train=rest, test=rest, runtime=runtime).logits(rest)
+            logits, labels = Trained(run=run, train=rest, validation=rest, test=rest, runtime=runtime).logits(rest)
             right = logits[rest.taxonomy.levels[-1]].argmax(1) == labels
             scores.append(float(np.mean([right[labels == c].float().mean() for c in labels.unique()])))
         cells.append(Cell(trial.row, f"{target} layer {trial.options['layers'][-1]}", float(np.mean(scores))))

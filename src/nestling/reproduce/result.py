@@ -9,10 +9,15 @@ from typing import Any
 
 from nestling.provenance import hardware, versions
 from nestling.reproduce.campaign import Campaign, unpack
-from nestling.reproduce.table import Table
+from nestling.reproduce.table import Table, on_axis
 from nestling.reproduce.verdict import decide, gather, reaches, summary
 
-UNITS = {"bytes": (2**20, ".1f", "MiB"), "seconds": (1, ".2f", "s"), "millions": (1e6, ".1f", "M")}
+UNITS = {
+    "number": (1, ".1f", ""),
+    "bytes": (2**20, ".1f", "MiB"),
+    "seconds": (1, ".2f", "s"),
+    "millions": (1e6, ".1f", "M"),
+}
 """Divisor, format and name of what is no share."""
 SHARE = (0.01, ".1f", "%")
 
@@ -60,7 +65,7 @@ def text_of(table: Table, result: dict[str, Any]) -> list[str]:
     from nestling.commands.words import aligned
 
     lines = [f"{result['name']}, {result['scale']}: {table.paper}", table.about, ""]
-    columns = sorted(dict.fromkeys(e["column"] for e in result["table"]), key=by_depth)
+    columns = sorted(dict.fromkeys(e["column"] for e in result["table"]), key=place)
     rows = list(dict.fromkeys(e["row"] for e in result["table"]))
     entries = {(e["row"], e["column"]): e for e in result["table"]}
     for group in grouped(columns):
@@ -84,17 +89,18 @@ def text_of(table: Table, result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def by_depth(column: str) -> int:
-    """The layer's number, 0 where there is none."""
-    last = column.rpartition(" ")[2]
-    return int(last) if "layer" in column and last.isdigit() else 0
+def place(column: str) -> float:
+    """On its axis; 0 where it has none."""
+    found = on_axis(column)
+    return found[2] if found else 0
 
 
 def grouped(columns: list[str], most: int = 6) -> list[list[str]]:
-    """Columns as blocks that fit beside each other: those of one kind (what stands before ``layer``) together."""
-    kinds: dict[str, list[str]] = {}
+    """Columns as blocks that fit beside each other: those on one axis together."""
+    kinds: dict[Any, list[str]] = {}
     for column in columns:
-        kinds.setdefault(column.partition("layer")[0] if "layer" in column else "", []).append(column)
+        found = on_axis(column)
+        kinds.setdefault(found and found[:2], []).append(column)
     return [kind[i : i + most] for kind in kinds.values() for i in range(0, len(kind), most)]
 
 

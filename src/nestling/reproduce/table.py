@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from nestling.errors import unknown
 from nestling.methods.recipe import Recipe
 from nestling.reproduce.rows import Rows
 
+AXIS = re.compile(r"^(?:(.*) )?(layer|step|rank|epoch|s|C) ([\d.]+)$")
 SCALES = ("smoke", "small", "paper")
 PRECISION = {"smoke": "fp32", "small": "fp32", "paper": "auto"}
 """Below the paper's scale figures are the same wherever they are made."""
@@ -139,6 +141,12 @@ class Table:
     """Of columns that are no shares, by how they begin: bytes, seconds, millions."""
     fixed: Callable[[], list[Cell]] = list
     """Cells that no training is needed for."""
+
+
+def on_axis(column: str) -> tuple[str, str, float] | None:
+    """``top-5 layer 3`` as kind, axis and place on it (``top-5``, ``layer``, 3.0); None for a column by itself."""
+    match = AXIS.match(column)
+    return None if match is None else (match[1] or "", match[2], float(match[3]))
 
 
 def check_scale(scale: str) -> None:

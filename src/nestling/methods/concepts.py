@@ -1,0 +1,116 @@
+"""Concepts of training rows: who is of which, how often batches draw each, and the reducers that weight them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nestling.data.dataset import LabelledData
+from nestling.data.loader import shares
+from nestling.errors import DataError, UsageError, listed, unknown
+from nestling.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptTable:
+    """What a ``ConceptReducer`` is told of the data."""
+
+    concept_of: Tensor
+    """(largest row index + 1,) int64: the concept of each row by its index, -1 where it does not count."""
+    counts: Tensor
+    """(k,) float64: the rows of each concept; where batches are balanced, as often as these draw them."""
+    names: tuple[str, ...]
+
+
+def concept_table(
+    data: LabelledData,
+    rows: np.ndarray,
+    level: str,
+    *,
+    batch_size: int,
+    balance: str,
+    balance_level: str | None = None,
+    counted: np.ndarray | None = None,
+) -> ConceptTable:
+    """The concepts at ``level`` of the rows that a stage trains on.
+
+    Balanced batches draw a row of a rare kind more often: then N_k is what a concept has of the batches, not of the
+    data, so that (N / N_k) q_k gives the concept the weight q_k all the same.
+
+    Parameters
+    ----------
+    rows: numbers of the stage's rows; ``batch_size``, ``balance`` and ``balance_level`` are the stage's.
+    counted: (n,) bool: the rows that the term gives a value; all by default.
+
+    Raises DataError where such a row has no concept.
+    """
+    codes = data.taxonomy.columns(data.labels)[:, data.taxonomy.level_index(level)]
+    finest = data.finest_known()[rows]
+    if balance_level is not None:
+        finest = np.minimum(finest, data.taxonomy.level_index(balance_level))
+    mass = np.ones(len(rows))
+    kinds = np.unique(finest)
+    if balance == "levels" and len(kinds) > 1:
+        for kind, share in zip(kinds, shares(len(kinds), batch_size), strict=True):
+            mass[finest == kind] = share / (finest == kind).sum()
+    if counted is not None:
+        rows, mass = rows[counted[rows]], mass[counted[rows]]
+    nameless = rows[codes[rows] < 0]
+    if len(nameless):
+        raise DataError(
+            f"{len(nameless)} of {len(rows)} training rows have no concept, since they are not labelled at level "
+            f"{level!r} ({listed((data.items[row] for row in nameless[:3].tolist()), 3)}): drop these rows, or name "
+            "their concepts"
+        )
+    names = data.taxonomy.column_names(level)
+    counts = np.bincount(codes[rows], mass, minlength=len(names))
+    place = np.full(int(data.index.max(initial=-1)) + 1, -1)
+    place[data.index[rows]] = codes[rows]
+    total = counts.sum() or 1.0
+    return ConceptTable(torch.from_numpy(place), torch.from_numpy(counts * len(rows) / total), names)
+
+
+def parse_prior(entries: tuple[str, ...]) -> dict[str, float]:
+    """``("dog=0.25", "bird=0.75")`` as shares by name. Raises UsageError."""
+    found: dict[str, float] = {}
+    for entry in entries:
+        name, _, text = entry.rpartition("=")
+        try:
+            share = float(text)
+        except ValueError:
+            share = -1.0
+        if not name or not 0 <= share < float("inf"):
+            raise UsageError(f"prior must hold CONCEPT=SHARE, shares of at least 0, such as dog=0.25; got {entry!r}")
+        if name in found:
+            raise UsageError(f"prior gives the share of {name!r} twice: leave one of them")
+        found[name] = share
+    if found and not abs(sum(found.values()) - 1) <= 1e-3:
+        raise UsageError(
+            f"the shares of the prior must sum to 1, got {sum(found.values()):g}: divide each by that, or add what is "
+            "missing"
+        )
+    return found
+
+
+def level_of_prior(prior: dict[str, float], taxonomy: Taxonomy) -> str:
+    """The coarsest level whose classes all the names of ``prior`` are. Raises UsageError where there is none."""
+    for level in taxonomy.levels:
+        if prior.keys() <= set(taxonomy.classes[level]):
+            return level
+    home = max(taxonomy.levels, key=lambda level: len(prior.keys() & set(taxonomy.classes[level])))
+    stranger = next(name for name in prior if name not in taxonomy.classes[home])
+    raise unknown(f"concept of the prior at level {home!r}", stranger, taxonomy.classes[home])
+
+
+def prior_at(prior: dict[str, float], level: str, taxonomy: Taxonomy) -> Tensor | None:
+    """(k,) shares in the order of the level's columns, 0 where none is given; None for no prior. Raises UsageError."""
+    if not prior:
+        return None
+    names = taxonomy.column_names(level)
+    for name in prior:
+        if name not in names:
+            raise unknown(f"concept of the prior at level {level!r}", name, names)
+    return torch.tensor([prior.get(name, 0.0) for name in names], dtype=torch.float64)

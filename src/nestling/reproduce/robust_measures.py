@@ -1,0 +1,58 @@
+"""What the robust tables measure on test rows: every concept, and rows moved along the model's own gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nestling.evaluate.concepts import concept_accuracies
+from nestling.evaluate.moved import accuracy_by_step
+from nestling.methods.robust import Robust
+from nestling.reproduce.measures import SINGLE, Trained, share, trained
+from nestling.reproduce.table import Cell, Place, Trial
+
+WORST, FIVE, MEAN, SPREAD = "worst concept", "five smallest", "mean of concepts", "spread"
+STEPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+def concepts(trial: Trial, place: Place) -> list[Cell]:
+    """Accuracy over all rows and by concept, sorted, and on moved rows.
+
+    ``options``: ``steps``, how far rows are moved; ``sorted`` = False leaves the sorted accuracies out.
+    """
+    found = trained(trial, place)
+    cells = [*by_concept(trial, found), *moved(trial.row, found, trial.options.get("steps", STEPS))]
+    return cells if trial.options.get("sorted", True) else [c for c in cells if not c.column.startswith("sorted")]
+
+
+def by_concept(trial: Trial, found: Trained) -> list[Cell]:
+    """Of the finest class, on the test rows of every concept; the small concepts are those of few training rows."""
+    assert isinstance(trial.recipe, Robust)
+    taxonomy = found.test.taxonomy
+    level = trial.recipe.concepts_at(taxonomy)
+    number, names = taxonomy.level_index(level), taxonomy.classes[level]
+    logits, labels = found.logits(found.test)
+    every = share(trial.row, SINGLE, logits[found.level], labels)
+    codes = found.train.labels[:, number]
+    sizes = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
+    known = labels.numpy() >= 0
+    accuracies = concept_accuracies(np.asarray(every.samples), found.test.labels[known, number], names, sizes)
+    figures = {
+        WORST: accuracies["worst"],
+        FIVE: accuracies["smallest"],
+        MEAN: accuracies["mean"],
+        SPREAD: accuracies["spread"],
+    }
+    ordered = {f"sorted rank {rank}": value for rank, value in enumerate(accuracies["accuracy"].values(), 1)}
+    return [every, *(Cell(trial.row, column, float(value)) for column, value in {**figures, **ordered}.items())]
+
+
+def moved(row: str, found: Trained, steps: Sequence[float]) -> list[Cell]:
+    """Accuracy where every test row is moved along the unit gradient of its own loss."""
+    accuracies = accuracy_by_step(found.run.model, found.run.preprocessing, found.test, found.runtime, steps)
+    return [
+        Cell(row, f"moved step {step:g}", value, count=len(found.test))
+        for step, value in accuracies.items()
+        if value is not None
+    ]
