@@ -61,7 +61,89 @@ class Index:
         """The file that a row was made from, which may be gone; None where it was none."""
         return Path(self.root, self.items[row]) if self.root else None
 
-    def fingerprint(predictor: Predictor) -> str:
+    def is_gone(self, row: int) -> bool:
+        """Whether a row was a file that is no longer there."""
+        file = self.file_of(row)
+        return file is not None and not file.exists()
+
+    def search(self, features: Tensor, k: int) -> tuple[list[list[tuple[int, float]]], list[str]]:
+        """For each of ``features`` (b, d) the ``k`` most similar rows and their cosine similarity, best first.
+
+        Rows whose files have vanished since are left out; the second value names those that would have been found.
+        """
+        units, gone, hits = normalised(features), [], []
+        vanished = torch.zeros(len(self), dtype=torch.bool)
+        for unit in units:
+            while True:
+                rows, scores = nearest(unit[None], self.features, min(k + int(vanished.sum()), len(self)))
+                found = [(row, score) for row, score in zip(rows[0].tolist(), scores[0].tolist()) if not vanished[row]]
+                missing = [row for row, _ in found[:k] if self.is_gone(row)]
+                if not missing:
+                    hits.append(found[:k])
+                    break
+                vanished[missing] = True
+                gone += [self.items[row] for row in missing]
+        return hits, gone
+
+    def write(self, folder: Path | str) -> None:
+        """As a folder, whole or not at all."""
+        rows = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "source": self.source,
+            "root": self.root,
+            "items": list(self.items),
+            "labels": self.labels,
+        }
+        contents = {
+            FEATURES: save({"features": self.features.contiguous()}),
+            ROWS: json.dumps(rows, ensure_ascii=False, allow_nan=False).encode(),
+        }
+        write_folder(folder, contents)
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Index:
+        """From ``write``. Raises StorageError for what is damaged, or newer than this nestling."""
+        folder = Path(folder)
+        try:
+            for name in (FEATURES, ROWS):
+                if (folder / name).stat().st_size > LARGEST:
+                    raise ValueError(f"{name} is larger than {LARGEST:,} bytes")
+            rows: dict[str, Any] = json.loads((folder / ROWS).read_bytes())
+            if rows["format"] > FORMAT:
+                raise StorageError(f"the index {folder} is of a newer nestling: update nestling, or index again")
+            index = cls(
+                features=load((folder / FEATURES).read_bytes())["features"],
+                items=tuple(rows["items"]),
+                labels={str(level): list(names) for level, names in rows["labels"].items()},
+                fingerprint=str(rows["fingerprint"]),
+                source=str(rows["source"]),
+                root=str(rows["root"]),
+            )
+            index.check()
+        except StorageError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise StorageError(f"the index {folder} is damaged ({reason:.200}): index again") from error
+        return index
+
+    def check(self) -> None:
+        """Raise ValueError where the parts do not fit each other."""
+        if self.features.ndim != 2 or self.features.dtype != torch.float32 or not torch.isfinite(self.features).all():
+            raise ValueError("the features are not finite numbers (n, d)")
+        counts = {len(self.items), len(self.features), *map(len, self.labels.values())}
+        names = [*self.items, *(name for column in self.labels.values() for name in column if name is not None)]
+        if len(counts) > 1 or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"features, items and labels of {sorted(counts)} rows")
+
+
+def is_index(path: Path | str) -> bool:
+    """Whether the folder holds an index."""
+    return (Path(path) / ROWS).is_file() and (Path(path) / FEATURES).is_file()
+
+
+def fingerprint(predictor: Predictor) -> str:
     """By which a model is known again: its weights, and how pictures are made ready for it."""
     text = f"{weights_hash(predictor.model)} {json.dumps(predictor.preprocessing.to_dict(), sort_keys=True)}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
