@@ -1,5 +1,6 @@
 """The tables of the papers, by name: ``nestling reproduce NAME``."""
 
+from nestling.reproduce.coins_choice import CHOICE
 from nestling.reproduce.coins_search import CIFAR100, GROCERY, SMALL
 from nestling.reproduce.layerwise_cifar import CIFAR10, DOWNSAMPLING, SEPARABILITY
 from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WIDTH
@@ -33,5 +34,6 @@ TABLES: dict[str, Table] = {
         CIFAR100,
         SMALL,
         GROCERY,
+        CHOICE,
     )
 }

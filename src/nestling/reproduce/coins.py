@@ -56,7 +56,7 @@ def search(trial: Trial, place: Place) -> list[Cell]:
     level = found.run.model.level
     if level == levels[0] and not found.run.model.probe:
         scores, truth = outputs.logits[level].cpu(), labels[:, 0]
-        cells += [share(trial.row, f"{level} top-{top}", scores, truth, top) for top in (1, 5)]
+        cells += [share(trial.row, f"{level} top-{top}", scores, truth, top) for top in (1, 5) if top < scores.shape[1]]
     return cells
 
 
