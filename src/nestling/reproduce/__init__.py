@@ -1,5 +1,7 @@
 """The tables of the papers, by name: ``nestling reproduce NAME``."""
 
+from nestling.reproduce.coins_choice import CHOICE
+from nestling.reproduce.coins_search import CIFAR100, GROCERY, SMALL
 from nestling.reproduce.layerwise_cifar import CIFAR10, DOWNSAMPLING, SEPARABILITY
 from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WIDTH
 from nestling.reproduce.layerwise_memory import MEMORY
@@ -29,5 +31,9 @@ TABLES: dict[str, Table] = {
         FINETUNE,
         SCHEDULE,
         CONTROL,
+        CIFAR100,
+        SMALL,
+        GROCERY,
+        CHOICE,
     )
 }

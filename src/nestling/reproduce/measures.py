@@ -59,14 +59,14 @@ class Trained:
 
 
 @lru_cache(maxsize=2)
-def load(rows: Rows, data_dir: str | None) -> Parts:
+def load(rows: Rows, data_dir: str | None, seed: int = 0) -> Parts:
     """The rows, held for the next trial of this process."""
-    return rows.load(data_dir)
+    return rows.load(data_dir, seed)
 
 
 def trained(trial: Trial, place: Place) -> Trained:
     """Train the trial's recipe, or read it back; how long a training took that nothing interrupted is noted beside."""
-    parts = load(trial.rows, place.data_dir)
+    parts = load(trial.rows, place.data_dir, place.seed)
     folder = place.training(trial)
     began = None if folder.exists() else time.monotonic()
     run = fit(

@@ -13,7 +13,7 @@ from nestling.reproduce.table import Table, on_axis
 from nestling.reproduce.verdict import decide, gather, reaches, summary
 
 UNITS = {
-    "number": (1, ".1f", ""),
+    "number": (1, ".4g", ""),
     "bytes": (2**20, ".1f", "MiB"),
     "seconds": (1, ".2f", "s"),
     "millions": (1e6, ".1f", "M"),

@@ -39,10 +39,11 @@ class Rows:
     """Kept from training, to choose by: so many rows of each of the finest classes beside their training rows, or a
     share of all of them."""
 
-    def load(self, data_dir: str | None) -> Parts:
-        """Read them. Raises DataError where a class has too few."""
-        train = load_data(self.source, "train", data_dir, image_size=self.image_size, first=self.train)
-        test = load_data(self.source, self.split, data_dir, image_size=self.image_size, first=self.test)
+    def load(self, data_dir: str | None, seed: int = 0) -> Parts:
+        """Read them, or make them anew where they are made at random. Raises DataError where a class has too few."""
+        size = self.image_size
+        train = load_data(self.source, "train", data_dir, image_size=size, seed=seed, first=self.train)
+        test = load_data(self.source, self.split, data_dir, image_size=size, seed=seed, first=self.test)
         if self.sizes is not None:
             assert isinstance(self.validation, int)
             return Parts(*unbalanced(train, self.sizes, self.validation), test)
