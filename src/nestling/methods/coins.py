@@ -2,8 +2,8 @@
 Labels*, ICCV 2021.
 
 Coarse classification leaves fine patterns out, instance classification drowns them in others; together they find them
-(Equation 3). Told from the rows of its own coarse class alone (Equation 4), an instance costs a fraction. On
-``digit-pairs`` (three seeds, REGIMES A) coins-imp finds the fine class of 95 % of the rows, coarse labels alone of 61.
+(Equation 3). Told from the rows of its own coarse class alone (Equation 4), an instance costs a fraction. Fine R@1 on
+``digit-pairs`` after 30 epochs, one seed, two CPU cores: coins-imp 92, instances alone 77, coarse labels alone 59.
 """
 
 from __future__ import annotations
