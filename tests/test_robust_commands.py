@@ -228,7 +228,8 @@ def test_a_damaged_bundle_s_concepts(run: Path, tmp_path: Path) -> None:
 
     shutil.copytree(run / "model", tmp_path / "model")
     config = content(tmp_path / "model" / "config.json")
-    for wrong in ({"level": "nope"}, {}, "concept"):
+    rows = ({"level": "concept", "rows": wrong} for wrong in ([3], {"a": "b"}))
+    for wrong in ({"level": "nope"}, {}, "concept", *rows):
         (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"concepts": wrong}))
         with pytest.raises(StorageError, match="is damaged"):
             load_bundle(tmp_path / "model")

@@ -118,6 +118,9 @@ def load_bundle(path: Path | str) -> Bundle:
         taxonomy = Taxonomy.from_dict(json.loads(contents["taxonomy.json"]))
         if "concepts" in config:
             taxonomy.level_index(config["concepts"]["level"])
+            rows = config["concepts"].get("rows", {})
+            if not isinstance(rows, dict) or not all(type(count) is int for count in rows.values()):
+                raise DataError(f"the rows of 'concepts' in config.json must be counts by name, got {rows!r:.80}")
         preprocessing = Preprocessing.from_dict(config["preprocessing"])
         tensors = load(contents["model.safetensors"])
         # On the meta device first: a bundle that asks for more weights than it holds must not take the memory for them.

@@ -33,7 +33,7 @@ SHOWN = 5
 
 def sweep(command: Sweep) -> int:
     """Run the command. Everything is checked before anything is written."""
-    options, fields = settings(command, {"baselines": False, "memory": None})
+    options, fields = settings(command)
     if command.trials < 1:
         raise UsageError(f"--trials must be at least 1, got {command.trials}")
     ranges = ranges_of(options["method"], fields)

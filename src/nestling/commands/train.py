@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,7 @@ def default_folder(options: dict[str, Any], fields: dict[str, Any]) -> str:
     return f"runs/{name}-{options['method']}-{digest}"
 
 
-def settings(command: TrainingOptions, more: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings(command: TrainingOptions, more: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options and fields after defaults < --config < --set and options. Raises UsageError.
 
     ``more``: what this command has beside the options of every training.
@@ -85,7 +86,7 @@ def settings(command: TrainingOptions, more: dict[str, Any]) -> tuple[dict[str, 
     config.pop("seeds", None)
     options: dict[str, Any] = {"method": "nested", "seed": 0, "known": {}, "backbone": "auto"}
     for name, kind in OPTIONS.items():
-        given = more[name] if name in MORE else getattr(command, name)
+        given = (more or {}).get(name) if name in MORE else getattr(command, name)
         if given is not None and given != FLAGS.get(name):
             options[name] = given
         elif name in config:
