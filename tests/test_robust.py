@@ -16,10 +16,11 @@ from nestling.data.dataset import LabelledData
 from nestling.engine.plan import order_of
 from nestling.errors import DataError, DivergedError, UsageError
 from nestling.functional import concept_weights_step, group_dro_step, slow_start
-from nestling.methods import Nested, Robust
+from nestling.methods import Coins, Nested, Robust
 from nestling.methods.concepts import concept_table
 from nestling.methods.recipe import Stage
 from nestling.methods.robust import along_the_gradient
+from nestling.models.build import build_model
 from nestling.models.nested import NestedModel
 from nestling.objectives.reducers import ConceptReducer, ConceptWeighted, GroupDRO
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Objective
@@ -403,6 +404,22 @@ def test_nested_weights_concepts_at_any_level(level: str, toy_data: LabelledData
     assert {tuple(record["reducers"]) for record in run.history} == {
         ("coarse",), ("coarse", "middle"), ("coarse", "middle", "fine"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["cos", "coins-imp", "coinsp"])
+def test_coins_weights_concepts_in_its_coarse_loss(variant: str, toy_data: LabelledData) -> None:
+    """And nowhere else: instances have no concept to fare by."""
+    recipe = Coins(variant=variant, concept_weights="coarse", concept_strength=2.0, epochs=2, batch_size=24)
+    network = build_model(toy_data.taxonomy, toy_data.image_shape, BACKBONE, "coins", recipe.network())
+    stage = next(recipe.stages(network, toy_data))
+    first, *others = [term.reducer for _, term in Objective.of(stage.objective).weighted()]
+    assert isinstance(first, ConceptWeighted) and first.strength == 2.0
+    assert first.counts.tolist() == np.bincount(toy_data.labels[:, 0]).tolist()
+    assert not any(isinstance(reducer, ConceptWeighted) for reducer in others)
+    run = quick(replace(recipe, steps_per_epoch=4), toy_data)
+    q = [record["reducers"]["coarse"] for record in run.history if record["stage"] == "search"]
+    assert q and all(sum(each.values()) == pytest.approx(1, abs=1e-5) for each in q)
+    assert q[0] != dict(zip(first.names, (first.counts / first.counts.sum()).tolist()))
 
 
 def test_nested_s_concepts_are_counted_where_labels_are() -> None:

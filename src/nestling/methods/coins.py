@@ -20,6 +20,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import temperature_stage
+from nestling.methods.concepts import ConceptOptions
 from nestling.methods.recipe import Context, Optimizer, Recipe, Stage, check, of_stage
 from nestling.models.build import SearchOptions
 from nestling.models.model import Model
@@ -32,7 +33,6 @@ from nestling.objectives.instance_terms import (
     InstanceWithin,
     SupervisedContrastive,
 )
-from nestling.objectives.reducers import Reducer
 from nestling.objectives.terms import CrossEntropy, Objective
 
 
@@ -65,7 +65,7 @@ ROWS_PER_PROXY = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coins(Recipe):
+class Coins(ConceptOptions, Recipe):
     """Features for fine-grained search, learned from coarse labels."""
 
     method: ClassVar[str] = "coins"
@@ -112,6 +112,7 @@ class Coins(Recipe):
         check("num_proxies", self.num_proxies, least=1)
         check("temperature", self.temperature, above=0)
         check("mlp", self.mlp, least=1)
+        check("concept_strength", self.concept_strength, above=0)
         if VARIANTS[self.variant].instance and self.optimizer.name != "sgd":
             raise UsageError(
                 f"the rows of variant {self.variant} move by SGD with momentum at the rate of the others: "
@@ -165,10 +166,13 @@ class Coins(Recipe):
         return np.arange(len(data)) if others else np.flatnonzero(known)
 
     def objective(
-        self, model: SearchModel, data: LabelledData, rows: np.ndarray, reducer: Reducer | None = None
+        self, model: SearchModel, data: LabelledData, rows: np.ndarray
     ) -> tuple[Objective, InstanceProxy | None]:
-        """Equations 1 to 4, 7 and 9, by variant; ``reducer`` is that of the coarse term."""
+        """Equations 1 to 4, 7 and 9, by variant."""
         variant, level = VARIANTS[self.variant], model.level
+        known = np.asarray(data.taxonomy.columns(data.labels)[:, data.taxonomy.level_index(level)] >= 0)
+        batch_size = self.batch_for(len(rows))
+        reducer = self.concept_reducer(data, rows, known, batch_size=batch_size, balance=self.balance, up_to=level)
         objective = 1.0 * CrossEntropy(level, reducer=reducer)
         if self.variant == "supcon":
             return objective + SupervisedContrastive(level, level, self.temperature), None

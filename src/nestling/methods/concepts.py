@@ -11,6 +11,7 @@ from torch import Tensor
 from nestling.data.dataset import LabelledData
 from nestling.data.loader import shares
 from nestling.errors import DataError, UsageError, listed, unknown
+from nestling.objectives.reducers import ConceptWeighted
 from nestling.taxonomy import Taxonomy
 
 
@@ -71,6 +72,37 @@ def concept_table(
     place[data.index[rows]] = codes[rows]
     total = counts.sum() or 1.0
     return ConceptTable(torch.from_numpy(place), torch.from_numpy(counts * len(rows) / total), names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptOptions:
+    """The fields of a recipe whose losses may weight concepts."""
+
+    concept_weights: str = "off"
+    """off, or the level whose classes are concepts that the losses of labels weight by how they fare (see robust)."""
+    concept_strength: float = 10.0
+    """lambda of these weights: the smaller, the farther they go from the concepts' shares."""
+
+    def concepts_at(self, taxonomy: Taxonomy) -> str | None:
+        """The level of the concepts; None where they are left alone. Raises UsageError for an unknown one."""
+        if self.concept_weights == "off":
+            return None
+        return taxonomy.levels[taxonomy.level_index(self.concept_weights)]
+
+    def concept_reducer(
+        self, data: LabelledData, rows: np.ndarray, counted: np.ndarray, *, batch_size: int, balance: str, up_to: str
+    ) -> ConceptWeighted | None:
+        """What weights the concepts of a stage's ``rows`` in a term that gives ``counted`` ones a value.
+
+        Batches are balanced by the levels up to ``up_to``. None for the plain mean.
+        """
+        concepts = self.concepts_at(data.taxonomy)
+        if concepts is None:
+            return None
+        table = concept_table(
+            data, rows, concepts, batch_size=batch_size, balance=balance, balance_level=up_to, counted=counted
+        )
+        return ConceptWeighted(table.concept_of, table.counts, table.names, strength=self.concept_strength)
 
 
 def parse_prior(entries: tuple[str, ...]) -> dict[str, float]:

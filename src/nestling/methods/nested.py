@@ -17,13 +17,12 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import select_by_likelihood, temperature_stage
-from nestling.methods.concepts import concept_table
+from nestling.methods.concepts import ConceptOptions
 from nestling.methods.recipe import Optimizer, Recipe, Stage, check, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
-from nestling.objectives.reducers import ConceptWeighted, Reducer
+from nestling.objectives.reducers import Reducer
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Objective, RejectionCrossEntropy
-from nestling.taxonomy import Taxonomy
 
 SYNTHETIC = (50_000, 60_000, 80_000)
 """Synthetic bottlenecks that the authors draw for the coarse, middle and fine rejection class."""
@@ -33,7 +32,7 @@ REJECTION_RATE = 5e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested(Recipe):
+class Nested(ConceptOptions, Recipe):
     """Coarse, middle and fine predictions from one network, trained in cascade on partly labelled data."""
 
     method: ClassVar[str] = "nested"
@@ -48,10 +47,6 @@ class Nested(Recipe):
     """Finer levels see earlier maps of the backbone."""
     rejection_epochs: int = 12
     """Epochs of the rejection layers."""
-    concept_weights: str = "off"
-    """off, or the level whose classes are concepts that every level's loss weights by how they fare (see robust)."""
-    concept_strength: float = 10.0
-    """lambda of these weights: the smaller, the farther they go from the concepts' shares."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,27 +138,12 @@ class Nested(Recipe):
             ]
         )
 
-    def concepts_at(self, taxonomy: Taxonomy) -> str | None:
-        if self.concept_weights == "off":
-            return None
-        return taxonomy.levels[taxonomy.level_index(self.concept_weights)]
-
     def reducer(self, data: LabelledData, i: int, j: int, rows: np.ndarray) -> Reducer | None:
         """What weights the concepts in L(Y_j) of stage i, over the rows that it counts; None for the plain mean."""
-        concepts = self.concepts_at(data.taxonomy)
-        if concepts is None:
-            return None
         known = np.asarray(data.taxonomy.columns(data.labels)[:, : j + 1] >= 0)
-        table = concept_table(
-            data,
-            rows,
-            concepts,
-            batch_size=self.batch_for(len(rows)),
-            balance=self.balance,
-            balance_level=data.taxonomy.levels[i],
-            counted=np.asarray(known.any(1)) if self.marginal else known[:, j],
-        )
-        return ConceptWeighted(table.concept_of, table.counts, table.names, strength=self.concept_strength)
+        counted = np.asarray(known.any(1)) if self.marginal else known[:, j]
+        batch_size, level = self.batch_for(len(rows)), data.taxonomy.levels[i]
+        return self.concept_reducer(data, rows, counted, batch_size=batch_size, balance=self.balance, up_to=level)
 
     def rejection(self, model: Model, data: LabelledData) -> Objective:
         """One term per level, with as many synthetic rows as the authors draw, at most ten for each labelled one."""
