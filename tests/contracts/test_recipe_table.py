@@ -63,6 +63,13 @@ TABLE = [
     Row("layerwise", ("layer-1", "layer-2", "temperature"), {}, {"k": 0}, "k must be at least 1, got 0"),
     Row(
         "layerwise",
+        ("layer-1", "layer-2", "temperature"),
+        {"k": 2, "similarity": 0.9},
+        {"similarity": 1.0},
+        "similarity must be below 1, got 1.0",
+    ),
+    Row(
+        "layerwise",
         ("layer-2", "reduced", "temperature"),
         {"k": 1, "together": 2, "final_aux_width": 3, "norm": "none", "balance": "rows", "augmentation": "none"},
         {"prune_to": 0.5},

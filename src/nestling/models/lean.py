@@ -29,8 +29,8 @@ class _InPlaceReLU(torch.autograd.Function):
 class InPlaceReLU(nn.Module):
     """ReLU that overwrites its input and, on the way back, the gradient of its output.
 
-    For maps that go into one convolution or pooling alone: where the same gradient goes to two places, as behind a sum,
-    overwriting it would change the other.
+    For maps that go into convolutions and poolings alone, whose gradients are their own: where the same gradient goes
+    to two places, as behind a sum, overwriting it would change the other.
     """
 
     def forward(self, x: Tensor) -> Tensor:
