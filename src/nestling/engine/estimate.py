@@ -108,8 +108,11 @@ def measure(run: StageRun, made: Features | None, workers: int, steps: int) -> E
         run.ahead = repeat(stage.data.images(run.rows[own(order.batch(*place)[0])]))
         decoding = time.perf_counter() - began
     saved = Saved(tensors_of(model, objective))
+    # The first of two passes has let go of its own before the second begins.
+    run.stage = replace(stage, perturb=None)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         run.step(module, data)
+    run.stage = stage
     run.progress.step = place[1]
     peak = allocated(lambda: run.step(module, data), run.engine.runtime.device)
     times = []
