@@ -16,6 +16,7 @@ from nestling.engine.estimate import Estimate, busiest, estimate
 from nestling.engine.fit import cut_rows
 from nestling.engine.runtime import Runtime
 from nestling.engine.stage import StageRun
+from nestling.methods.prune import Compression
 from nestling.methods.recipe import Recipe, Stage
 from nestling.models.model import Model
 from nestling.objectives.terms import CrossEntropy, Objective
@@ -51,7 +52,7 @@ def test_kept_maps_are_counted(toy_data: LabelledData) -> None:
 
 
 def test_the_classifier_of_a_pruned_layer_is_tuned_on_the_next_ones_maps(toy_data: LabelledData) -> None:
-    one, tuned, two, *_ = found(toy_data, prune_to=0.5, prune_epochs=1)
+    one, tuned, two, *_ = found(toy_data, compression=Compression(share=0.5, epochs=1))
     assert (tuned.name, two.name) == ("tune-1", "layer-2") and tuned.maps.size == two.maps.size > one.maps.size
     assert two.maps.making == two.maps.held and two.maps.seconds == 0 < tuned.maps.seconds
 

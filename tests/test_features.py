@@ -23,6 +23,7 @@ from nestling.engine.room import NoRoom
 from nestling.engine.runtime import Runtime
 from nestling.engine.stage import StageRun
 from nestling.errors import Interrupted
+from nestling.methods.prune import Compression
 from nestling.models.layerwise import LayerwiseModel
 from small import Crash, assert_same_weights
 
@@ -125,7 +126,7 @@ def test_no_room(rows: DeviceData, model: LayerwiseModel, tmp_path: Path, monkey
 
 # Training on them ----------------------------------------------------------------------------------------------------
 
-PRUNED = {"prune_to": 0.5, "prune_epochs": 1}
+PRUNED = {"compression": Compression(share=0.5, epochs=1)}
 
 
 def assert_close(one: nn.Module, other: nn.Module) -> None:

@@ -21,6 +21,7 @@ from nestling.engine.stage import StageRun
 from nestling.errors import UsageError
 from nestling.methods import Layerwise, Optimizer
 from nestling.methods.identity import training_risk
+from nestling.methods.prune import Compression
 from nestling.models.auxiliary import AuxiliaryClassifier
 from nestling.models.backbones import build_backbone
 from nestling.models.build import LayerOptions, build_model
@@ -578,7 +579,7 @@ def test_resume_across_a_drop(
         ({"downsampling": "averge"}, "Did you mean 'average'?"),
         ({"init": "identiti"}, "Did you mean 'identity'?"),
         ({"k": 0}, "k must be at least 1, got 0"),
-        ({"prune_to": 0.0}, "prune_to must be above 0"),
+        ({"compression": Compression(share=0.0)}, "compression.share must be above 0"),
         ({"epochs": (1, 1)}, "epochs has 2 values for 3 stages"),
         ({"optimizer": Optimizer(lr=(0.1, 0.1))}, "optimizer.lr has 2 values for 3 stages"),
     ],
@@ -616,7 +617,7 @@ def test_no_level_may_be_named_as_an_output() -> None:
     [
         ("k=0", "k must be at least 1, got 0"),
         ("downsample_at=[0,1,2,3]", "layer 4 would halve a map of 1x1, whose size is odd"),
-        ("prune_to=0.01", "prune_to = 0.01 leaves none of the 32 filters of layer 1"),
+        ("compression.share=0.01", "compression.share = 0.01 leaves none of the 32 filters of layer 1"),
     ],
 )
 def test_the_command_refuses(setting: str, message: str, tmp_path: Path) -> None:

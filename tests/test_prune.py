@@ -19,7 +19,7 @@ from nestling.data.loader import DeviceData
 from nestling.engine.plan import plan
 from nestling.errors import UsageError
 from nestling.methods import Optimizer
-from nestling.methods.prune import Pruning
+from nestling.methods.prune import Compression, Pruning
 from nestling.methods.recipe import Context
 from nestling.models.build import build_model
 from nestling.models.convnet import DOWNSAMPLINGS
@@ -141,7 +141,7 @@ def test_a_norm_before_the_linear_layer_is_narrowed(toy_data: LabelledData) -> N
 
 
 def test_a_narrow_network_survives_the_bundle(toy_data: LabelledData, tmp_path: Path) -> None:
-    made = recipe(prune_to=0.5, prune_epochs=1, final_aux_width=3, norm="batch", k=2, epochs=1)
+    made = recipe(compression=Compression(share=0.5, epochs=1), final_aux_width=3, norm="batch", k=2, epochs=1)
     run = train(made, toy_data)
     model, images = layers_of(run), run.preprocessing(toy_data.images(np.arange(9)))
     assert [model.out_channels(j) for j in range(3)] == [2, 4, 4]
@@ -164,7 +164,7 @@ def test_pruning_layer_by_layer(k: int, toy_data: LabelledData, monkeypatch: pyt
     """Train, remove, fine-tune the classifier alone, go on with the narrower map (Section 4.3)."""
     stages = Stages(monkeypatch)
     rates = Optimizer(name="sgd", lr=(0.1, 0.2, 0.3), schedule="constant")
-    run = train(recipe(k=k, prune_to=0.5, prune_epochs=3, optimizer=rates), toy_data)
+    run = train(recipe(k=k, compression=Compression(share=0.5, epochs=3), optimizer=rates), toy_data)
     assert stages.names == ["layer-1", "tune-1", "layer-2", "tune-2", "layer-3", "tune-3"]
     widths = {name: [model.out_channels(j) for j in range(3)] for name, model in stages.before.items()}
     assert widths == {
@@ -188,7 +188,7 @@ def test_pruning_layer_by_layer(k: int, toy_data: LabelledData, monkeypatch: pyt
 def test_tuning_is_of_use(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
     """The classifier's loss on the filters that are left is lower after it."""
     stages = Stages(monkeypatch)
-    made = recipe(prune_to=0.3, prune_epochs=5, width=8, num_blocks=1, downsample_at=(), epochs=5)
+    made = recipe(compression=Compression(share=0.3, epochs=5), width=8, num_blocks=1, downsample_at=(), epochs=5)
     run = train(made, toy_data)
     images, labels, _ = inputs_of(run, toy_data)
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_tuning_is_of_use(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_plan_knows_the_narrow_widths(toy_data: LabelledData) -> None:
-    made = recipe(prune_to=0.5)
+    made = recipe(compression=Compression(share=0.5))
     model = build_model(toy_data.taxonomy, toy_data.image_shape, method="layerwise", options=made.network())
     planned = plan(made, model, toy_data)
     assert [stage.assumes for stage in planned if stage.assumes] == [
@@ -220,7 +220,8 @@ def test_resume_in_the_third_layer(
     """Layers 1 and 2 are pruned, layer 3 is killed at its first, a middle and its last step: bit for bit."""
     from small import checkpoint_every_epoch
 
-    made = recipe(prune_to=0.5, prune_epochs=1, norm="batch", num_blocks=4, augmentation="affine", views=2)
+    pruned = Compression(share=0.5, epochs=1)
+    made = recipe(compression=pruned, norm="batch", num_blocks=4, augmentation="affine", views=2)
     whole = train(made, toy_data, tmp_path / "whole").model
     checkpoint_every_epoch(monkeypatch)
     watch = Watch(monkeypatch)
@@ -240,14 +241,16 @@ def test_resume_in_the_third_layer(
 
 
 def test_some_filter_must_be_left(toy_data: LabelledData) -> None:
-    with pytest.raises(UsageError, match=r"prune_to = 0.2 leaves none of the 4 filters of layer 1: keep a larger"):
-        train(recipe(prune_to=0.2, optimizer=SGD), toy_data)
+    with pytest.raises(
+        UsageError, match=r"compression.share = 0.2 leaves none of the 4 filters of layer 1: keep a larger"
+    ):
+        train(recipe(compression=Compression(share=0.2), optimizer=SGD), toy_data)
     with pytest.raises(UsageError, match="no filter of layer 1 would be left"):
         narrow(layers(toy_data), 0, torch.tensor([], dtype=torch.int64))
 
 
 def test_only_single_convolutions_are_pruned(toy_data: LabelledData) -> None:
-    with pytest.raises(UsageError, match="prune_to needs layers of one convolution each"):
-        train(recipe(prune_to=0.5, norm="batch"), toy_data, backbone="resnet10-4")
+    with pytest.raises(UsageError, match="compression needs layers of one convolution each"):
+        train(recipe(compression=Compression(share=0.5), norm="batch"), toy_data, backbone="resnet10-4")
     with pytest.raises(UsageError, match="layer 2 is no single convolution"):
         narrow(layers(toy_data, backbone="resnet10-4"), 1, torch.arange(2))

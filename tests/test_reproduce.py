@@ -20,6 +20,7 @@ from nestling.engine.fit import fit
 from nestling.errors import DataError
 from nestling.methods.baselines import EndToEnd
 from nestling.methods.layerwise import Layerwise
+from nestling.methods.prune import Compression
 from nestling.models.build import build_model
 from nestling.reproduce import TABLES
 from nestling.reproduce.campaign import Campaign, pack, stored, unpack
@@ -297,8 +298,8 @@ def test_every_table_runs_at_smoke(name: str, nestling_data: Path, tmp_path: Pat
 
 def test_the_twin_sees_as_many_images() -> None:
     recipe = Layerwise(num_blocks=4, epochs=5)
-    assert twin(replace(recipe, prune_to=0.5, prune_epochs=2)).epochs == 28
-    assert (twin(recipe).together, twin(recipe).epochs, twin(recipe).prune_to) == (4, 20, None)
+    assert twin(replace(recipe, compression=Compression(share=0.5, epochs=2))).epochs == 28
+    assert (twin(recipe).together, twin(recipe).epochs, twin(recipe).compression.share) == (4, 20, None)
     assert twin(recipe, 4).epochs == 5
     assert twin(replace(recipe, epochs=(1, 1, 1, 5))).epochs == 8
     narrow = twin(replace(recipe, final_aux_width=16, downsample_at=(1, 2)))
@@ -376,7 +377,8 @@ def test_the_papers_recipes_take_a_step(name: str, made: Trial) -> None:
     recipe = replace(recipe, epochs=1, steps_per_epoch=1, batch_size=2)
     layers = 1
     if isinstance(recipe, Layerwise):
-        recipe, layers = replace(recipe, prune_epochs=1), recipe.num_blocks // recipe.together
+        layers = recipe.num_blocks // recipe.together
+        recipe = replace(recipe, compression=replace(recipe.compression, epochs=1))
     run = fit(recipe, data, verbose=False, whole=made.whole, backbone=backbone_of(made))
     assert len(run.history) >= layers
 

@@ -22,6 +22,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Preprocessing
 from nestling.errors import UsageError
 from nestling.methods import Layerwise, Optimizer
+from nestling.methods.prune import Compression
 from nestling.models.auxiliary import Matching
 from nestling.models.build import build_model
 from nestling.models.convnet import Block
@@ -171,7 +172,7 @@ def test_it_is_matched_only_while_training(toy_data: LabelledData) -> None:
 def test_it_is_there_while_its_layer_is_trained(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved with the stage, gone from the model that is shipped; the last classifier's replacement has its own."""
     stages = Stages(monkeypatch)
-    run = train(recipe(similarity=0.5, final_aux_width=3, prune_to=0.5, prune_epochs=1), toy_data)
+    run = train(recipe(similarity=0.5, final_aux_width=3, compression=Compression(share=0.5, epochs=1)), toy_data)
     for name, model in stages.after.items():
         last = "layer-3" if name == "reduced" else f"layer-{name[-1]}"
         assert [key for key in model.state_dict() if "matching" in key] == [f"auxiliary.{last}.matching.conv.weight"]
@@ -200,7 +201,11 @@ def test_resume_in_the_third_layer(
 ) -> None:
     """Layers 1 and 2 are pruned, layer 3 is killed at its first, a middle and its last step: bit for bit."""
     made = recipe(
-        similarity=0.9, prune_to=0.5, prune_epochs=1, norm="batch", final_aux_width=3, augmentation="crop-mirror-cutout"
+        similarity=0.9,
+        compression=Compression(share=0.5, epochs=1),
+        norm="batch",
+        final_aux_width=3,
+        augmentation="crop-mirror-cutout",
     )
     whole = train(made, toy_data, tmp_path / "whole").model
     checkpoint_every_epoch(monkeypatch)

@@ -16,6 +16,7 @@ from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
 from nestling.methods import RECIPES
+from nestling.methods.prune import Compression
 from nestling.methods.recipe import Context, Optimizer, Recipe, Select
 from nestling.models.build import METHODS
 from nestling.objectives.terms import Objective
@@ -72,8 +73,8 @@ TABLE = [
         "layerwise",
         ("layer-2", "reduced", "temperature"),
         {"k": 1, "together": 2, "final_aux_width": 3, "norm": "none", "balance": "rows", "augmentation": "none"},
-        {"prune_to": 0.5},
-        "prune_to needs layers of one convolution",
+        {"compression": Compression(share=0.5)},
+        "compression needs layers of one convolution",
     ),
     Row("coins", ("search", "temperature"), {}, {"instance_weight": 0}, "instance_weight must be above 0", ("coarse",)),
     *(

@@ -19,7 +19,7 @@ from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import temperature_stage
 from nestling.methods.identity import start_as_identity, training_risk
-from nestling.methods.prune import Pruning, note_accuracy
+from nestling.methods.prune import Compression, Pruning, note_accuracy
 from nestling.methods.recipe import Optimizer, Recipe, Select, Stage, check, of_stage
 from nestling.models.build import LayerOptions
 from nestling.models.convnet import DOWNSAMPLINGS
@@ -48,10 +48,8 @@ class Layerwise(LayerOptions, Recipe):
     end-to-end."""
     similarity: float = 0.0
     """Share of each layer's objective, below 1, that matches the similarities of rows to those of their classes."""
-    prune_to: float | None = None
-    """Share of a layer's filters that is kept once it is trained; then its classifier is fine-tuned."""
-    prune_epochs: int = 20
-    """Epochs of that fine-tuning."""
+    compression: Compression = field(default_factory=Compression)
+    """Whether layers become narrower while the network is trained."""
     views: int | None = None
     """So many augmentations of each row, fixed: what frozen layers make of them is computed once. None: new ones at
     every draw, unless augmentation is none."""
@@ -67,11 +65,10 @@ class Layerwise(LayerOptions, Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("k", "width", "aux_width", "final_aux_width", "num_blocks", "together", "prune_epochs", "views"):
+        for name in ("k", "width", "aux_width", "final_aux_width", "num_blocks", "together", "views"):
             check(name, getattr(self, name), least=1)
         check("micro_batch", self.micro_batch, least=1)
         check("downsample_at", self.downsample_at, least=0)
-        check("prune_to", self.prune_to, above=0, most=1)
         check("similarity", self.similarity, least=0)
         if self.similarity >= 1:
             raise UsageError(f"similarity must be below 1, got {self.similarity}: the classifiers learn from the rest")
@@ -100,7 +97,7 @@ class Layerwise(LayerOptions, Recipe):
             epochs=epochs,
             optimizer=optimizer,
             init="random",
-            prune_to=None,
+            compression=Compression(),
             final_aux_width=None,
             similarity=0.0,
         )
@@ -116,7 +113,7 @@ class Layerwise(LayerOptions, Recipe):
                 start_as_identity(model, last - 1)
             model.drop_matching(but=f"layer-{last}")
             yield self.problem(model, data, f"layer-{last}", number, first, last)
-            if self.prune_to is not None:
+            if self.compression.share is not None:
                 yield self.tuning(model, data, number, last)
         if self.final_aux_width is not None:
             model.add_auxiliary_head(len(model.blocks) - 1, self.final_aux_width, matching=self.similarity > 0)
@@ -129,7 +126,8 @@ class Layerwise(LayerOptions, Recipe):
     ) -> Stage:
         """The auxiliary problem that trains the blocks ``first`` to ``last - 1`` and the classifier behind them."""
         stage = self.stage(model, data, first, last)
-        pruned = None if self.prune_to is None or name == "reduced" else Pruning(last - 1, self.prune_to)
+        share = None if name == "reduced" else self.compression.share
+        pruned = None if share is None else Pruning(last - 1, share)
         if pruned is not None:
             pruned.check(model)
         level = model.levels_at[last - 1]
@@ -167,7 +165,7 @@ class Layerwise(LayerOptions, Recipe):
             name=f"tune-{last}",
             trainable=[model.auxiliary[f"layer-{last}"]],
             lr=0.1 * of_stage("optimizer.lr", self.optimizer.lr, number, self.problems(model)),
-            epochs=self.prune_epochs,
+            epochs=self.compression.epochs,
             at_end=note_accuracy,
         )
 

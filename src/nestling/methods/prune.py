@@ -7,12 +7,26 @@ from dataclasses import dataclass
 import torch
 
 from nestling.errors import UsageError
-from nestling.methods.recipe import Context
+from nestling.methods.recipe import Context, check
 from nestling.models.convnet import Block
 from nestling.models.layerwise import LayerwiseModel
 from nestling.models.model import Model
 from nestling.models.prune import filter_scores, narrow
 from nestling.objectives.functional import marginal_cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compression:
+    """The settings of compression while training."""
+
+    share: float | None = None
+    """Of a layer's filters that are kept once it is trained; then its classifier is fine-tuned. None keeps them all."""
+    epochs: int = 20
+    """Of that fine-tuning."""
+
+    def __post_init__(self) -> None:
+        check("compression.share", self.share, above=0, most=1)
+        check("compression.epochs", self.epochs, least=1)
 
 
 @dataclass(frozen=True)
@@ -61,10 +75,10 @@ class Pruning:
     def check(self, model: LayerwiseModel) -> None:
         """Raise UsageError where the block cannot be pruned, or none of its filters would be left."""
         if not all(isinstance(block, Block) for block in model.blocks):
-            raise UsageError("prune_to needs layers of one convolution each: use backbone auto, vgg11 or vgg13")
+            raise UsageError("compression needs layers of one convolution each: use backbone auto, vgg11 or vgg13")
         if self.left(model) < 1:
             raise UsageError(
-                f"prune_to = {self.share} leaves none of the {model.out_channels(self.block)} filters of "
+                f"compression.share = {self.share} leaves none of the {model.out_channels(self.block)} filters of "
                 f"layer {self.block + 1}: keep a larger share"
             )
 

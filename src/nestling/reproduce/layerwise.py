@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from nestling.methods.layerwise import Layerwise
+from nestling.methods.prune import Compression
 from nestling.methods.recipe import Optimizer
 from nestling.reproduce.measures import accuracies
 from nestling.reproduce.rows import Rows
@@ -65,14 +66,14 @@ def twin(recipe: Layerwise, share: int = 1) -> Layerwise:
     epochs, last = max(passes(recipe) // share, 1), recipe.final_aux_width
     if last is not None:
         recipe = replace(recipe, aux_width=max(last // 2 ** len(recipe.downsample_at), 1), final_aux_width=None)
-    return replace(recipe, together=recipe.num_blocks, epochs=epochs, prune_to=None, similarity=0.0)
+    return replace(recipe, together=recipe.num_blocks, epochs=epochs, compression=Compression(), similarity=0.0)
 
 
 def passes(recipe: Layerwise) -> int:
     """How often a recipe sees every row: for each layer, for its tuning where it is pruned, and for the reduction."""
     layers, epochs = recipe.num_blocks, recipe.epochs or 20
     each = epochs if isinstance(epochs, tuple) else (epochs,) * (layers + (recipe.final_aux_width is not None))
-    return sum(each) + (0 if recipe.prune_to is None else layers * recipe.prune_epochs)
+    return sum(each) + (0 if recipe.compression.share is None else layers * recipe.compression.epochs)
 
 
 def rows_of(scale: str, source: str, train: int | None = 10_000) -> Rows:
@@ -109,7 +110,7 @@ def shrunk(trial: Trial) -> Trial:
         epochs=1,
         steps_per_epoch=1,
         batch_size=16,
-        prune_epochs=1,
+        compression=replace(recipe.compression, epochs=1),
         optimizer=replace(recipe.optimizer, lr=0.01),
     )
     return replace(trial, recipe=recipe, rows=replace(trial.rows, train=100, test=100))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nestling.methods.layerwise import Layerwise
+from nestling.methods.prune import Compression
 from nestling.reproduce.layerwise import on_cifar, passes, rises, rows_of, trial, twin
 from nestling.reproduce.measures import SINGLE, accuracies
 from nestling.reproduce.probes import pruning
@@ -110,7 +111,7 @@ def compression_trials(scale: str) -> list[Trial]:
     base = replace(on_cifar(scale, 3), num_blocks=3, downsample_at=(), width=wide, aux_width=wide)
     if scale == "small":
         base = replace(base, epochs=5)
-    pruned = replace(base, prune_to=0.5, prune_epochs=tuning, final_aux_width=narrow)
+    pruned = replace(base, compression=Compression(share=0.5, epochs=tuning), final_aux_width=narrow)
     baseline = replace(base, width=narrow, aux_width=narrow)
     end_to_end = replace(twin(baseline), epochs=passes(pruned))
     if scale == "paper":
