@@ -579,7 +579,6 @@ def test_resume_across_a_drop(
         ({"downsampling": "averge"}, "Did you mean 'average'?"),
         ({"init": "identiti"}, "Did you mean 'identity'?"),
         ({"k": 0}, "k must be at least 1, got 0"),
-        ({"compression": Compression(share=0.0)}, "compression.share must be above 0"),
         ({"epochs": (1, 1)}, "epochs has 2 values for 3 stages"),
         ({"optimizer": Optimizer(lr=(0.1, 0.1))}, "optimizer.lr has 2 values for 3 stages"),
     ],
@@ -588,6 +587,19 @@ def test_resume_across_a_drop(
 def test_what_layerwise_refuses(options: dict[str, Any], message: str, toy_data: LabelledData) -> None:
     with pytest.raises(UsageError, match=message.replace("?", r"\?")):
         train(recipe(**options), toy_data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, "compression.share must be above 0"),
+        ({"share": 1.5}, "at most 1"),
+        ({"epochs": 0}, "compression.epochs must be at least 1"),
+    ],
+)
+def test_what_compression_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Compression(**options)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ class Features:
             maps = self.data.batch(self.rows[slots // self.views], augmentation, key, slots % self.views).inputs
         with self.runtime.autocast():
             for module in modules:
-                maps = module(maps)
+                # As kept maps lie: on some processors the layout decides the last bit, and a resume knows none of them.
+                maps = module(maps).contiguous(memory_format=torch.channels_last)
         return maps.permute(0, 2, 3, 1).contiguous()
 
     def begins_as(self, before: Features) -> bool:
