@@ -46,7 +46,7 @@ def reproduce(command: Reproduce) -> int:
         device=command.device,
         deadline=time.time() + 60 * command.budget_minutes,
     )
-    result = result_of(campaign, campaign.run(), command_line())
+    result = result_of(campaign, campaign.run(), command_line(table.name, command.scale, seeds))
     target = None if command.json == "-" else Path(command.json or folder / "result.json")
     picture = (target or folder / "result.json").with_suffix(".png")
     write_bytes(picture, draw(table, result))

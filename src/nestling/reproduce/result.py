@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from pathlib import Path
 from typing import Any
 
 from nestling.provenance import hardware, versions
@@ -47,9 +44,9 @@ def result_of(campaign: Campaign, records: dict[int, list[dict[str, Any]]], comm
     }
 
 
-def command_line() -> str:
-    """What was typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+def command_line(name: str, scale: str, seeds: int) -> str:
+    """What makes the same figures again; where the files lie, and how long it may take, is everybody's own."""
+    return f"nestling reproduce {name} --scale {scale} --seeds {seeds}"
 
 
 def unit_of(table: Table, column: str) -> tuple[float, str, str]:
