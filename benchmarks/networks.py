@@ -47,8 +47,5 @@ NETWORKS = {
     "k=3": Network(k=3),
     "vgg11": Network(backbone="vgg11"),
 }
-SMALL = {
-    "k=1": Network(width=4, num_blocks=5, side=16, batch=16),
-    "vgg11": Network(backbone="vgg11-4", side=16, batch=16),
-}
+SMALL = {"k=1": Network(width=4, num_blocks=5, side=16, batch=16)}
 """So small that the figures mean nothing."""
