@@ -41,12 +41,13 @@ ALLOWED: dict[str, set[str]] = {
     "report": FITTED,
     "bundle": FITTED | {"report"},
     "provenance": set(),
+    "options": set(),
     "commands": FITTED | {"methods", "report", "bundle", "provenance", "reproduce"},
     "reproduce": FITTED | {"methods", "report", "bundle", "provenance", "commands"},
 }
 """What each part of the package may import, beside itself: a name stands for the module and all below it."""
 
-FOR_ANNOTATIONS: dict[str, set[str]] = {"objectives": {"models"}, "commands": {"cli"}}
+FOR_ANNOTATIONS: dict[str, set[str]] = {"objectives": {"models"}, "commands": {"options"}}
 """What a part may name, under ``if TYPE_CHECKING``, though it does not import it."""
 
 WHEN_CALLED: dict[str, set[str]] = {

@@ -13,9 +13,9 @@ from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.errors import UsageError
 
 if TYPE_CHECKING:
-    from nestling.cli import Demo
     from nestling.data.dataset import LabelledData
     from nestling.methods.recipe import Recipe
+    from nestling.options import Demo
 
 KNOWN = {"coarse": 1.0, "middle": 0.4, "fine": 0.1}
 SOURCE = "digits"

@@ -19,7 +19,7 @@ from nestling.engine.runtime import Runtime
 from nestling.seeds import derive
 
 if TYPE_CHECKING:
-    from nestling.cli import Train
+    from nestling.options import Train
 
 
 def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any], out: Path) -> None:

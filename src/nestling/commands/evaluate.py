@@ -24,8 +24,8 @@ from nestling.files import write_json
 from nestling.provenance import provenance
 
 if TYPE_CHECKING:
-    from nestling.cli import Evaluate
     from nestling.data.dataset import LabelledData
+    from nestling.options import Evaluate
 
 
 def evaluate(command: Evaluate) -> int:

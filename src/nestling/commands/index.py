@@ -18,7 +18,7 @@ from nestling.evaluate.predictor import Predictor
 from nestling.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from nestling.cli import Index, SourceOptions
+    from nestling.options import Index, SourceOptions
 
 
 def index(command: Index) -> int:

@@ -20,7 +20,7 @@ from nestling.evaluate.decide import CONFIDENT
 from nestling.files import write_json, write_text
 
 if TYPE_CHECKING:
-    from nestling.cli import Predict
+    from nestling.options import Predict
 
 
 def predict(command: Predict) -> int:

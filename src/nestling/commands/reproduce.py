@@ -13,7 +13,7 @@ from nestling.commands.train import answer, say
 from nestling.errors import UsageError, unknown
 
 if TYPE_CHECKING:
-    from nestling.cli import Reproduce
+    from nestling.options import Reproduce
 
 
 def reproduce(command: Reproduce) -> int:

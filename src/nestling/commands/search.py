@@ -21,8 +21,8 @@ from nestling.files import write_json, write_text
 from nestling.report.search import Picture, Shelf, render_search
 
 if TYPE_CHECKING:
-    from nestling.cli import Search
     from nestling.data.dataset import LabelledData
+    from nestling.options import Search
 
 
 def search(command: Search) -> int:

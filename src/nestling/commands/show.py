@@ -13,7 +13,7 @@ from nestling.engine.runfolder import FINISHED, flat
 from nestling.errors import StorageError, UsageError
 
 if TYPE_CHECKING:
-    from nestling.cli import Show
+    from nestling.options import Show
 
 
 def show(command: Show) -> int:

@@ -23,9 +23,9 @@ from nestling.seeds import derive
 if TYPE_CHECKING:
     import optuna
 
-    from nestling.cli import Sweep
     from nestling.commands.pipeline import Pipeline
     from nestling.engine.plan import StagePlan
+    from nestling.options import Sweep
 
 SHOWN = 5
 """Of the best trials, at the end."""

@@ -17,7 +17,7 @@ from nestling.engine.runfolder import RunFolder
 from nestling.errors import UsageError
 
 if TYPE_CHECKING:
-    from nestling.cli import Train, TrainingOptions
+    from nestling.options import Train, TrainingOptions
 
 OPTIONS: dict[str, Any] = {
     "source": str,
