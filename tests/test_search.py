@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from nestling import from_pretrained
+from nestling.errors import UsageError
 from nestling.evaluate.index import Index, is_index
 from running import QUICK, nestling, refuse, succeed
 
@@ -34,6 +35,28 @@ def index(place: Path, tmp_path: Path) -> Path:
     out = tmp_path / "index"
     assert succeed("index", place / "model-0", place / "gallery", "--out", out).out == f"{out}\n"
     return out
+
+
+def test_only_an_index_is_replaced(place: Path, index: Path, tmp_path: Path) -> None:
+    """A folder of pictures, and an index with something beside it, stay as they are; nothing is embedded before."""
+    pictures, file, beside = tmp_path / "pictures", tmp_path / "notes.txt", tmp_path / "beside"
+    shutil.copytree(place / "gallery", pictures)
+    file.write_text("mine")
+    shutil.copytree(index, beside)
+    (beside / "mine.txt").write_text("mine")
+    for out in (pictures, file, beside):
+        before = sorted(tmp_path.rglob("*"))
+        # The source is not even looked at.
+        message = [str(out), "is no index", "--out"]
+        refuse(2, message, "index", place / "model-0", tmp_path / "nowhere", "--out", out)
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UsageError, match="is no index"):
+        Index.read(index).write(pictures)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for out in (empty, index, tmp_path / "new"):
+        succeed("index", place / "model-0", place / "gallery", "--out", out)
+        assert is_index(out)
 
 
 def answers(*arguments: object) -> list[dict]:

@@ -13,7 +13,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.images import find_images, load_images
 from nestling.data.sources import load_data
 from nestling.errors import UsageError
-from nestling.evaluate.index import build_index, fingerprint
+from nestling.evaluate.index import build_index, check_place, fingerprint
 from nestling.evaluate.predictor import Predictor
 from nestling.taxonomy import Taxonomy
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 def index(command: Index) -> int:
     """Run the command; the folder is printed last."""
     predictor = open_model(command.run, command.device)
-    made = build_index(predictor, load_gallery(command, command.source, predictor), command.source)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(command.source).stem) or "source"
     out = Path(command.out or f"runs/index-{name}-{fingerprint(predictor)}")
+    check_place(out)
+    made = build_index(predictor, load_gallery(command, command.source, predictor), command.source)
     made.write(out)
     say(f"{len(made)} rows of {command.source}, {made.features.shape[1]} features each")
     print(out)

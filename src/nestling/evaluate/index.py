@@ -86,7 +86,8 @@ class Index:
         return hits, gone
 
     def write(self, folder: Path | str) -> None:
-        """As a folder, whole or not at all."""
+        """As a folder, whole or not at all, in place of an older index. Raises UsageError as ``check_place``."""
+        check_place(folder)
         rows = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -141,6 +142,16 @@ class Index:
 def is_index(path: Path | str) -> bool:
     """Whether the folder holds an index."""
     return (Path(path) / ROWS).is_file() and (Path(path) / FEATURES).is_file()
+
+
+def check_place(path: Path | str) -> None:
+    """Raise UsageError unless an index may be written there: where nothing is, an empty folder, or nothing but one."""
+    path = Path(path)
+    if not (path.exists() or path.is_symlink()):
+        return
+    names = {child.name for child in path.iterdir()} if path.is_dir() else {path.name}
+    if names and not (is_index(path) and names == {FEATURES, ROWS}):
+        raise UsageError(f"{path} is there already and is no index, so it is not replaced: give --out another folder")
 
 
 def fingerprint(predictor: Predictor) -> str:
