@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nestling.bundle import from_pretrained
 from nestling.commands.show import require_model
 from nestling.commands.train import say
+from nestling.data.catalogue import CATALOGUE
 from nestling.data.dataset import LabelledData
 from nestling.data.images import find_images, load_images
 from nestling.data.sources import load_data
@@ -72,8 +73,15 @@ def load_gallery(command: SourceOptions, source: str, predictor: Predictor) -> L
     return data
 
 
+def is_named(source: str) -> bool:
+    """Whether it names a set of the catalogue or the hub, whatever lies here: ``./digits`` is the folder."""
+    return source in CATALOGUE or source.startswith("hf:")
+
+
 def is_flat(source: str) -> bool:
     """Whether it is a folder whose pictures all lie directly in it."""
+    if is_named(source):
+        return False
     path = Path(source)
     if not path.is_dir() or any(child.suffix in (".parquet", ".csv", ".tsv") for child in path.iterdir()):
         return False
