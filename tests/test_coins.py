@@ -10,6 +10,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
 from nestling.engine.fit import fit
 from nestling.engine.runtime import Runtime
+from nestling.errors import UsageError
 from nestling.evaluate.measure import CLEAN, measure, outputs_of
 from nestling.methods import Coins
 from nestling.methods.coins import switched_on
@@ -17,8 +18,10 @@ from nestling.methods.recipe import Stage
 from nestling.models.build import build_model
 from nestling.models.search import SearchModel
 from nestling.objectives.instance_terms import InstanceProxy, InstanceWithin
-from nestling.objectives.reducers import Mean
+from nestling.objectives.reducers import ConceptWeighted, Mean
 from nestling.objectives.terms import Objective
+from nestling.reproduce.coins_search import CIFAR100, GROCERY, SMALL
+from nestling.reproduce.table import Table
 from small import quick, small_model
 
 
@@ -83,6 +86,15 @@ def test_proxies_begin_with_a_whole_epoch() -> None:
     assert [switched_on(epochs) for epochs in (1, 2, 3, 5, 200)] == [1, 1 / 2, 2 / 3, 3 / 5, 1 / 2]
 
 
+def test_proxies_are_made_as_often_as_they_are_used(monkeypatch: pytest.MonkeyPatch, toy_data: LabelledData) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(InstanceProxy, "cluster", lambda self, seed: made.append(seed))
+    quick(Coins(variant="coinsp", epochs=5, batch_size=16, steps_per_epoch=1), toy_data)
+    assert len(made) == len(set(made)) == 2, "after epochs 3 and 4 of 5"
+    with pytest.raises(UsageError, match="epochs must be at least 2, got 1"):
+        Coins(variant="coinsp", epochs=1)
+
+
 def test_the_classifier_of_instances_alone_shapes_nothing(toy_data: LabelledData) -> None:
     """A probe: its loss has no gradient in the backbone."""
     for variant, shapes in (("ins", False), ("coins", True)):
@@ -121,14 +133,11 @@ def test_rows_without_coarse_label(toy_data: LabelledData) -> None:
     quick(Coins(unlabelled="instance", epochs=1, batch_size=16, steps_per_epoch=2), data)
 
 
-def test_the_coarse_term_takes_another_reducer(toy_data: LabelledData) -> None:
-    class Doubled(Mean):
-        pass
-
-    _, model = stage_of(Coins(), toy_data)
-    reducer = Doubled()
-    objective, _ = Coins().objective(model, toy_data, np.arange(240), reducer)
-    assert [term.reducer is reducer for _, term in objective.weighted()] == [True, False]
+def test_concept_weights_are_of_the_coarse_term(toy_data: LabelledData) -> None:
+    recipe = Coins(concept_weights="middle")
+    _, model = stage_of(recipe, toy_data)
+    objective, _ = recipe.objective(model, toy_data, np.arange(240))
+    assert [type(term.reducer) for _, term in objective.weighted()] == [ConceptWeighted, Mean]
 
 
 def test_a_bundle_remembers_the_network(toy_data: LabelledData, tmp_path) -> None:
@@ -147,3 +156,14 @@ def test_a_bundle_remembers_the_network(toy_data: LabelledData, tmp_path) -> Non
 def test_coins_can_be_built_by_name(toy_data: LabelledData) -> None:
     model = build_model(toy_data.taxonomy, (1, 8, 8), "conv:4/8", "coins", {"level": "middle", "mlp": 3})
     assert isinstance(model, SearchModel) and model.outputs == ("middle",) and model.dimension == 3
+
+
+@pytest.mark.parametrize("table", [CIFAR100, SMALL, GROCERY], ids=lambda table: table.name)
+def test_the_paper_bears_its_claims_out(table: Table) -> None:
+    """By its own numbers, where it prints them; and nothing is compared that differs in two things."""
+    for claim in table.claims:
+        assert claim.paper is None or claim.paper > claim.least, claim.id
+        rows = {name.rpartition(" ")[2] for name, _ in (claim.more, claim.less)}
+        assert rows != {"coins-cos", "coins"}, claim.id
+    assert len({claim.id for claim in table.claims}) == len(table.claims)
+    assert "were not searched" in table.about and "one view" in table.about

@@ -28,13 +28,20 @@ def test_as_scikit_learn_answers() -> None:
     known[::10] = -1
     found = linear_evaluation(features[train], known, features[test], labels[test], decay=1e-2)
     rows = known >= 0
-    mean, std = features[train][rows].mean(0), features[train][rows].std(0)
+    mean, std = features[train][rows].mean(0), features[train][rows].std(0, correction=0)
     model = LogisticRegression(C=1 / (1e-2 * int(rows.sum())), max_iter=1000, tol=1e-8)
     model.fit(((features[train][rows] - mean) / std).numpy(), known[rows].numpy())
     scores = torch.from_numpy(model.decision_function(((features[test] - mean) / std).numpy()))
     expected = [top_k_accuracy(scores, labels[test], k) for k in (1, 5)]
     assert [found["top1"], found["top5"]] == pytest.approx(expected, abs=0.011)
     assert 0.3 < found["top1"] < found["top5"]
+
+
+def test_one_row_is_enough() -> None:
+    """A column without spread says nothing, and breaks nothing: the class of the one row is the answer."""
+    labels = torch.tensor([2, -1])
+    found = linear_evaluation(torch.randn(2, 3), labels, torch.randn(4, 3), torch.tensor([2, 2, 1, 0]))
+    assert found == {"top1": 0.5, "top5": 1.0}
 
 
 def test_without_labels_it_is_refused() -> None:

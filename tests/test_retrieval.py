@@ -12,7 +12,7 @@ from torch import Tensor
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
 from nestling.evaluate import retrieval
-from nestling.evaluate.retrieval import nearest, precision_at_r, recall_at_k, recalls, retrieval_metrics
+from nestling.evaluate.retrieval import highest, precision_at_r, recall_at_k, recalls, retrieval_metrics
 
 
 def order(features: Tensor, query: int, among: list[int]) -> list[int]:
@@ -85,14 +85,14 @@ def test_scale_does_not_count_and_zero_is_like_nothing() -> None:
     assert recall_at_k(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]), (1,)) == {1: 0.25}
 
 
-def test_nearest_are_sorted_and_ties_go_by_index() -> None:
+def test_the_highest_are_sorted_and_ties_go_by_index() -> None:
     gallery = tied()
     for query in gallery[:10]:
-        indices, scores = nearest(query[None], gallery, 9)
+        indices, scores = highest(query[None] @ gallery.T, 9)
         expected = sorted(range(60), key=lambda j: (-float(query @ gallery[j]), j))[:9]
         assert indices[0].tolist() == expected
         assert scores[0].tolist() == [float(query @ gallery[j]) for j in expected]
-    assert nearest(gallery[:2], gallery, 100)[0].shape == (2, 60)
+    assert highest(gallery[:2] @ gallery.T, 100)[0].shape == (2, 60)
 
 
 def test_every_level(toy_data: LabelledData) -> None:

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load, save
 
 from nestling import from_pretrained
+from nestling.commands.index import is_flat
+from nestling.errors import UsageError
 from nestling.evaluate.index import Index, is_index
+from nestling.evaluate.retrieval import normalised
 from running import QUICK, nestling, refuse, succeed
 
 
@@ -34,6 +39,31 @@ def index(place: Path, tmp_path: Path) -> Path:
     out = tmp_path / "index"
     assert succeed("index", place / "model-0", place / "gallery", "--out", out).out == f"{out}\n"
     return out
+
+
+def test_only_an_index_is_replaced(place: Path, index: Path, tmp_path: Path) -> None:
+    """A folder of pictures, and an index with something beside it, stay as they are; nothing is embedded before."""
+    pictures, file, beside = tmp_path / "pictures", tmp_path / "notes.txt", tmp_path / "beside"
+    shutil.copytree(place / "gallery", pictures)
+    file.write_text("mine")
+    shutil.copytree(index, beside)
+    (beside / "mine.txt").write_text("mine")
+    for out in (pictures, file, beside):
+        before = sorted(tmp_path.rglob("*"))
+        # The source is not even looked at.
+        message = [str(out), "is no index", "--out"]
+        refuse(2, message, "index", place / "model-0", tmp_path / "nowhere", "--out", out)
+        assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UsageError, match="is no index"):
+        Index.read(index).write(pictures)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for out in (empty, index, tmp_path / "new"):
+        succeed("index", place / "model-0", place / "gallery", "--out", out)
+        assert is_index(out)
+
+
+DEEP = "lists in lists"
 
 
 def answers(*arguments: object) -> list[dict]:
@@ -139,11 +169,12 @@ def test_what_search_refuses(place: Path, index: Path, tmp_path: Path) -> None:
         (lambda rows: {"format": 1}, "KeyError"),
         (lambda rows: rows | {"format": 2}, "newer nestling"),
         (lambda rows: [], "TypeError"),
+        (lambda rows: rows | {"items": DEEP}, "RecursionError"),
     ],
 )
 def test_a_damaged_index_is_refused(place: Path, index: Path, change, message: str) -> None:
     rows = json.loads((index / "index.json").read_text())
-    (index / "index.json").write_text(json.dumps(change(rows)))
+    (index / "index.json").write_text(json.dumps(change(rows)).replace(f'"{DEEP}"', "[" * 10**5 + "]" * 10**5))
     query = place / "gallery" / "a" / "0-0" / "00.png"
     refuse(5, [message, "index again"], "search", place / "model-0", query, "--gallery", index)
 
@@ -153,6 +184,61 @@ def test_torn_features_are_refused(place: Path, index: Path) -> None:
     features.write_bytes(features.read_bytes()[:-8])
     query = place / "gallery" / "a" / "0-0" / "00.png"
     refuse(5, ["is damaged", "index again"], "search", place / "model-0", query, "--gallery", index)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda features: features * 2, "not of unit norm"),
+        (lambda features: features * torch.linspace(0.5, 1, 30)[:, None], "not of unit norm"),
+        (lambda features: features * torch.nan, "not finite numbers"),
+        (lambda features: torch.eye(30), "features of width 30, this model's have 8"),
+    ],
+)
+def test_features_that_the_model_cannot_have_made_are_refused(place: Path, index: Path, change, message: str) -> None:
+    file = index / "features.safetensors"
+    file.write_bytes(save({"features": change(load(file.read_bytes())["features"])}))
+    query = place / "gallery" / "a" / "0-0" / "00.png"
+    refuse(5, [message, "index again"], "search", place / "model-0", query, "--gallery", index)
+
+
+def test_a_name_of_the_catalogue_is_no_folder(
+    place: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``digits`` is the set, whatever lies here; ``./digits`` is the folder, be it of pictures or an index."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "gallery" / "a" / "0-0", "digits")
+    assert [is_flat(source) for source in ("digits", "./digits", "hf:owner/name")] == [False, True, False]
+    shutil.rmtree("digits")
+    shutil.copytree(index, "digits")
+    query = place / "gallery" / "a" / "0-0" / "00.png"
+    for gallery, item in (("digits", "digits row"), ("./digits", ".png")):
+        ((hit,),) = [one["hits"] for one in answers(place / "model-0", query, "--gallery", gallery, "-k", 1)]
+        assert item in hit["item"]
+
+
+def test_files_are_asked_for_once_and_no_more_than_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against sorting the whole gallery: whatever is gone, and with many rows of equal score."""
+    generator = torch.Generator().manual_seed(0)
+    features = normalised(torch.randn(300, 4, generator=generator).round())
+    index = Index(features, tuple(f"{row}.png" for row in range(300)), {}, "", "gallery", root=str(tmp_path))
+    queries = torch.randn(5, 4, generator=generator).round()
+    asked: list[int] = []
+    for share in (0.0, 0.5, 0.97, 1.0):
+        lost = set((torch.rand(300, generator=generator) < share).nonzero()[:, 0].tolist())
+        asked.clear()
+        monkeypatch.setattr(Index, "is_gone", lambda self, row, lost=lost: asked.append(row) or row in lost)
+        hits, gone = index.search(queries, 7)
+        expected, named = [], set()
+        for unit in normalised(queries):
+            (scores,) = unit[None] @ features.T
+            order = sorted(range(300), key=lambda row: (-scores[row].item(), row))
+            there = [row for row in order if row not in lost][:7]
+            expected.append(there)
+            named |= lost & set(order[: order.index(there[-1])] if len(there) == 7 else order)
+        assert [[row for row, _ in found] for found in hits] == expected
+        assert sorted(gone) == sorted(f"{row}.png" for row in named)
+        assert len(asked) == len(set(asked)) == len(named | {row for found in expected for row in found})
 
 
 def test_an_index_goes_through_its_folder(index: Path, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ TABLE = [
             ("coins-cos-mlp", {"mlp": 5}, {"mlp": 0}, "mlp must be at least 1", ("coarse",)),
             ("coinsp", {"epochs": 2}, {"num_proxies": 10**6}, "number of rows, 240; got 1000000", ("coarse",)),
             ("supcon", {}, {"label_level": "clade"}, "unknown level clade", ("coarse",)),
+            ("supcon", {"learn_temperature": True}, {"temperature": -1.0}, "must be above 0, got -1.0", ("coarse",)),
             ("opt", {}, {"epochs": (1, 2)}, "2 values for 1 stages", ("coarse", "middle", "fine")),
         )
     ),

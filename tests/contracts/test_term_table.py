@@ -150,7 +150,7 @@ def proxy(outputs: Outputs, row: int) -> float:
 def contrast(outputs: Outputs, row: int) -> float:
     z = outputs.features["coarse"]
     others = [j for j in range(7) if j != row and LABELS[j, 0] >= 0]
-    scores = {j: float(z[row] @ z[j]) * 0.5 for j in others}
+    scores = {j: float(z[row] @ z[j] / z[j].norm()) for j in others}
     mine = [j for j in others if LABELS[j, 0] == LABELS[row, 0]]
     return math.log(sum(map(math.exp, scores.values()))) - sum(scores[j] for j in mine) / len(mine)
 
@@ -199,7 +199,7 @@ TABLE = [
     Row(InstanceProxy, proxies, ROW_3_UNKNOWN, proxy, unheard_of, "unknown output coarse: expected one of 'fine'"),
     Row(
         SupervisedContrastive,
-        lambda: SupervisedContrastive("coarse", "coarse", 0.5),
+        lambda: SupervisedContrastive("coarse", "coarse"),
         ROW_3_UNKNOWN,
         contrast,
         lambda outputs, batch: (outputs, replace(batch, levels=("top", "middle", "fine"))),
@@ -284,6 +284,19 @@ def test_rows_stand_for_themselves(row: Row) -> None:
     values, _ = called(row.make(), outputs, batch)
     again, _ = called(row.make(), shuffled, replace(batch, labels=LABELS[order], index=batch.index[order]))
     torch.testing.assert_close(again, values[order])
+
+
+def test_terms_that_compare_rows_say_so(row: Row) -> None:
+    """Other features and logits of the last row change what the others have, or not, as ``compares`` says."""
+    outputs, batch = inputs()
+    values, _ = called(row.make(), outputs, batch)
+    turn = torch.tensor([1.0] * 6 + [-1.0])[:, None]
+    logits, features = ({level: t * turn for level, t in given.items()} for given in (outputs.logits, outputs.features))
+    if row.kind is SimilarityMatching:
+        batch = replace(batch, labels=torch.where(torch.arange(7)[:, None] == 6, LABELS[5], LABELS))
+        values, _ = called(row.make(), outputs, batch)
+    again, _ = called(row.make(), Outputs(logits, features, outputs.embedding), batch)
+    assert torch.equal(values[:6], again[:6]) != row.kind.compares
 
 
 def test_terms_save_no_weights_of_the_model(row: Row) -> None:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from nestling.bundle import from_pretrained
 from nestling.commands.show import require_model
 from nestling.commands.train import say
+from nestling.data.catalogue import CATALOGUE
 from nestling.data.dataset import LabelledData
 from nestling.data.images import find_images, load_images
 from nestling.data.sources import load_data
 from nestling.errors import UsageError
-from nestling.evaluate.index import build_index, fingerprint
+from nestling.evaluate.index import build_index, check_place, fingerprint
 from nestling.evaluate.predictor import Predictor
 from nestling.taxonomy import Taxonomy
 
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 def index(command: Index) -> int:
     """Run the command; the folder is printed last."""
     predictor = open_model(command.run, command.device)
-    made = build_index(predictor, load_gallery(command, command.source, predictor), command.source)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(command.source).stem) or "source"
     out = Path(command.out or f"runs/index-{name}-{fingerprint(predictor)}")
+    check_place(out)
+    made = build_index(predictor, load_gallery(command, command.source, predictor), command.source)
     made.write(out)
     say(f"{len(made)} rows of {command.source}, {made.features.shape[1]} features each")
     print(out)
@@ -71,8 +73,15 @@ def load_gallery(command: SourceOptions, source: str, predictor: Predictor) -> L
     return data
 
 
+def is_named(source: str) -> bool:
+    """Whether it names a set of the catalogue or the hub, whatever lies here: ``./digits`` is the folder."""
+    return source in CATALOGUE or source.startswith("hf:")
+
+
 def is_flat(source: str) -> bool:
     """Whether it is a folder whose pictures all lie directly in it."""
+    if is_named(source):
+        return False
     path = Path(source)
     if not path.is_dir() or any(child.suffix in (".parquet", ".csv", ".tsv") for child in path.iterdir()):
         return False

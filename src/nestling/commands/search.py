@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nestling.commands.index import load_gallery, open_model
+from nestling.commands.index import is_named, load_gallery, open_model
 from nestling.commands.predict import printable
 from nestling.commands.train import say
 from nestling.data.images import find_images, read_images
@@ -33,7 +33,7 @@ def search(command: Search) -> int:
         raise UsageError(f"-k must be at least 1, got {command.k}")
     predictor = open_model(command.run, command.device)
     data = None
-    if is_index(command.gallery):
+    if not is_named(command.gallery) and is_index(command.gallery):
         index = Index.read(command.gallery)
         check_model(index, predictor, command.gallery)
     else:

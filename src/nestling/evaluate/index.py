@@ -21,14 +21,16 @@ from torch import Tensor
 from nestling.data.dataset import LabelledData
 from nestling.errors import StorageError, UsageError
 from nestling.evaluate.predictor import Predictor
-from nestling.evaluate.retrieval import nearest, normalised
-from nestling.files import write_folder
+from nestling.evaluate.retrieval import highest, normalised
+from nestling.files import storage_error, write_folder
 from nestling.models.weights import weights_hash
 
 FORMAT = 1
 FEATURES, ROWS = "features.safetensors", "index.json"
 LARGEST = 16 * 2**30
 """Bytes of each file; a larger one is refused before it is read."""
+EXHAUSTED = (RecursionError, MemoryError)
+"""What reading bytes may end in that were made to be too deep or too much."""
 AT_ONCE = 1024
 """Pictures that are decoded and embedded together."""
 
@@ -71,22 +73,27 @@ class Index:
 
         Rows whose files have vanished since are left out; the second value names those that would have been found.
         """
-        units, gone, hits = normalised(features), [], []
-        vanished = torch.zeros(len(self), dtype=torch.bool)
-        for unit in units:
-            while True:
-                rows, scores = nearest(unit[None], self.features, min(k + int(vanished.sum()), len(self)))
-                found = [(row, score) for row, score in zip(rows[0].tolist(), scores[0].tolist()) if not vanished[row]]
-                missing = [row for row, _ in found[:k] if self.is_gone(row)]
-                if not missing:
-                    hits.append(found[:k])
-                    break
-                vanished[missing] = True
-                gone += [self.items[row] for row in missing]
-        return hits, gone
+        hits: list[list[tuple[int, float]]] = []
+        gone: dict[int, bool] = {}
+        for unit in normalised(features):
+            similarities, found, seen, size = unit[None] @ self.features.T, [], 0, k
+            # Where files are gone, twice as many rows are looked at, until enough are there or none is left.
+            while len(found) < k and seen < len(self):
+                rows, scores = (part[0, seen:].tolist() for part in highest(similarities, min(size, len(self))))
+                for row, score in zip(rows, scores, strict=True):
+                    if row not in gone:
+                        gone[row] = self.is_gone(row)
+                    if not gone[row]:
+                        found.append((row, score))
+                    if len(found) == k:
+                        break
+                seen, size = size, 2 * size
+            hits.append(found)
+        return hits, [self.items[row] for row, is_gone in gone.items() if is_gone]
 
     def write(self, folder: Path | str) -> None:
-        """As a folder, whole or not at all."""
+        """As a folder, whole or not at all, in place of an older index. Raises UsageError as ``check_place``."""
+        check_place(folder)
         rows = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -123,7 +130,7 @@ class Index:
             index.check()
         except StorageError:
             raise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, *EXHAUSTED) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise StorageError(f"the index {folder} is damaged ({reason:.200}): index again") from error
         return index
@@ -132,6 +139,10 @@ class Index:
         """Raise ValueError where the parts do not fit each other."""
         if self.features.ndim != 2 or self.features.dtype != torch.float32 or not torch.isfinite(self.features).all():
             raise ValueError("the features are not finite numbers (n, d)")
+        # A row of zeros stays one.
+        norms = torch.linalg.vector_norm(self.features, dim=1)
+        if not (((norms - 1).abs() < 1e-3) | (norms == 0)).all():
+            raise ValueError("the features are not of unit norm")
         counts = {len(self.items), len(self.features), *map(len, self.labels.values())}
         names = [*self.items, *(name for column in self.labels.values() for name in column if name is not None)]
         if len(counts) > 1 or not all(isinstance(name, str) for name in names):
@@ -141,6 +152,19 @@ class Index:
 def is_index(path: Path | str) -> bool:
     """Whether the folder holds an index."""
     return (Path(path) / ROWS).is_file() and (Path(path) / FEATURES).is_file()
+
+
+def check_place(path: Path | str) -> None:
+    """Raise UsageError unless an index may be written there: where nothing is, an empty folder, or nothing but one."""
+    path = Path(path)
+    if not (path.exists() or path.is_symlink()):
+        return
+    try:
+        names = {child.name for child in path.iterdir()} if path.is_dir() else {path.name}
+    except OSError as error:
+        raise storage_error("read", path, error) from error
+    if names and not (is_index(path) and names == {FEATURES, ROWS}):
+        raise UsageError(f"{path} is there already and is no index, so it is not replaced: give --out another folder")
 
 
 def fingerprint(predictor: Predictor) -> str:
@@ -168,10 +192,19 @@ def build_index(predictor: Predictor, data: LabelledData, source: str) -> Index:
 
 
 def check_model(index: Index, predictor: Predictor, place: str) -> None:
-    """Raise UsageError where another model made the index: its features mean nothing to this one."""
+    """Raise UsageError where another model made the index: its features mean nothing to this one.
+
+    Raises StorageError where this model cannot have made features so wide.
+    """
     own = fingerprint(predictor)
     if index.fingerprint != own:
         raise UsageError(
             f"the index {place} was made by another model (fingerprint {index.fingerprint}, this one's is {own}): "
             "index the source again with this model, or search with that one"
+        )
+    width = predictor.embed([]).shape[1]
+    if index.features.shape[1] != width:
+        raise StorageError(
+            f"the index {place} is damaged (features of width {index.features.shape[1]}, this model's have {width}): "
+            "index again"
         )

@@ -9,14 +9,19 @@ from torch import Tensor
 from nestling.errors import UsageError
 
 
-def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """The share of labelled rows whose class is among the ``k`` highest of its scores (n, classes); NaN without one.
+def in_top(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """bool, one for each labelled row: whether its class is among the ``k`` highest of its scores (n, classes).
 
     ``labels``: (n,) int64, -1 = not labelled.
     """
     known = labels >= 0
     found = scores[known].topk(min(k, scores.shape[1]), dim=1).indices
-    return float((found == labels[known, None]).any(1).double().mean())
+    return (found == labels[known, None]).any(1)
+
+
+def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
+    """The share of ``in_top``; NaN without a labelled row."""
+    return float(in_top(scores, labels, k).double().mean())
 
 
 def linear_evaluation(
@@ -37,7 +42,7 @@ def linear_evaluation(
     known = train_labels >= 0
     if not known.any():
         raise UsageError("linear evaluation needs labelled training rows, and there is none")
-    mean, std = train[known].float().mean(0), train[known].float().std(0).clamp_min(1e-6)
+    mean, std = train[known].float().mean(0), train[known].float().std(0, correction=0).clamp_min(1e-6)
     inputs, targets = (train[known].float() - mean) / std, train_labels[known]
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     weight = torch.zeros(num_classes, inputs.shape[1], device=inputs.device, requires_grad=True)

@@ -26,16 +26,11 @@ def normalised(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=1)
 
 
-def nearest(queries: Tensor, gallery: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` rows of ``gallery`` of highest dot product with each query: indices (b, k) int64 and scores (b, k).
+def highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The ``k`` highest of each row of scores (b, n), all where there are fewer: indices (b, k) int64, and scores.
 
-    Scores fall; of equal ones the lower index comes first. ``k`` is at most the rows of ``gallery``. The whole
-    product (b, n) is held: ``neighbours`` goes through many queries in blocks.
+    Scores fall; of equal ones the lower index comes first.
     """
-    return _top(queries @ gallery.T, min(k, len(gallery)))
-
-
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if k == 0:
         return scores.new_zeros((len(scores), 0), dtype=torch.int64), scores[:, :0]
     # One more than asked for shows whether the last place is contested.
@@ -64,7 +59,7 @@ def neighbours(features: Tensor, k: int) -> Iterator[tuple[slice, Tensor]]:
         scores = features[rows] @ features.T
         own = torch.arange(rows.start, rows.stop, device=features.device)
         scores[own - rows.start, own] = -torch.inf
-        yield rows, _top(scores, min(k, len(features) - 1))[0]
+        yield rows, highest(scores, min(k, len(features) - 1))[0]
 
 
 def recall_at_k(features: Tensor, labels: Tensor, ks: Sequence[int] = KS) -> dict[int, float]:

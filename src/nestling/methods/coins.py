@@ -113,6 +113,11 @@ class Coins(ConceptOptions, Recipe):
         check("temperature", self.temperature, above=0)
         check("mlp", self.mlp, least=1)
         check("concept_strength", self.concept_strength, above=0)
+        if VARIANTS[self.variant].proxies and of_stage("epochs", self.epochs or 60, 0, 1) < 2:
+            raise UsageError(
+                f"variant {self.variant} makes its proxies after half of the epochs, and uses them in the rest: "
+                f"epochs must be at least 2, got {self.epochs}"
+            )
         if VARIANTS[self.variant].instance and self.optimizer.name != "sgd":
             raise UsageError(
                 f"the rows of variant {self.variant} move by SGD with momentum at the rate of the others: "
@@ -175,7 +180,7 @@ class Coins(ConceptOptions, Recipe):
         reducer = self.concept_reducer(data, rows, known, batch_size=batch_size, balance=self.balance, up_to=level)
         objective = 1.0 * CrossEntropy(level, reducer=reducer)
         if self.variant == "supcon":
-            return objective + SupervisedContrastive(level, level, self.temperature), None
+            return objective + SupervisedContrastive(level, level), None
         if variant.instance is None:
             return objective, None
         classes = data.taxonomy.columns(data.labels)[rows, data.taxonomy.level_index(level)]
@@ -208,11 +213,12 @@ def switched_on(epochs: int) -> float:
 
 @dataclass(frozen=True)
 class Clustering:
-    """After each epoch from half-way on, the proxies are made anew from the rows of that moment (Algorithm 1)."""
+    """After each epoch from half-way on but the last, the proxies are made anew from the rows of then (Algorithm 1)."""
 
     proxies: InstanceProxy
 
     def __call__(self, context: Context) -> None:
-        if context.epoch + 1 >= math.ceil(context.epochs / 2):
+        # After the last epoch nobody would read them.
+        if math.ceil(context.epochs / 2) <= context.epoch + 1 < context.epochs:
             # The engine seeds every hook, by the run's seed and the epoch.
             self.proxies.cluster(int(torch.randint(2**31, ())))

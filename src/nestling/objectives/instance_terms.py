@@ -217,13 +217,16 @@ class InstanceProxy(Term):
 class SupervisedContrastive(Term):
     """Supervised contrastive learning on the labels of one level: the rival of coarse labels (Khosla et al. 2020).
 
-    The pairs are those of the global batch. ``temperature``: that by which the features were divided. A row without
-    label is neither anchor nor compared with.
+    The pairs are those of the global batch. The features are those of a cosine softmax, f / |f| / T, so that the
+    temperature is the model's, fixed or learned; those that they are compared with have unit norm. A row without label
+    is neither anchor nor compared with.
     """
 
-    def __init__(self, output: str, level: str, temperature: float, reducer: Reducer | None = None) -> None:
+    compares = True
+
+    def __init__(self, output: str, level: str, reducer: Reducer | None = None) -> None:
         super().__init__("contrast", reducer)
-        self.output, self.level, self.temperature = output, level, temperature
+        self.output, self.level = output, level
 
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         labels, features = batch.at(self.level), features_of(outputs, self.output)
@@ -233,5 +236,5 @@ class SupervisedContrastive(Term):
         known = theirs >= 0
         positive = (labels[:, None] == theirs[known]) & (labels >= 0)[:, None]
         itself = own[:, None] == number[known]
-        values = supervised_contrastive(features, others[known] * self.temperature, positive, itself)
+        values = supervised_contrastive(features, F.normalize(others[known], dim=1), positive, itself)
         return values, ((positive & ~itself).any(1)).float()

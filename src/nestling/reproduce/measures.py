@@ -17,6 +17,7 @@ from nestling.data.loader import DeviceData
 from nestling.engine.fit import Run, fit
 from nestling.engine.predict import predict
 from nestling.engine.runtime import Runtime
+from nestling.evaluate.linear import in_top
 from nestling.files import write_json
 from nestling.models.model import Outputs
 from nestling.reproduce.rows import Parts, Rows
@@ -117,6 +118,5 @@ def by_depth(row: str, found: Trained, data: LabelledData, top: int | None = Non
 
 def share(row: str, column: str, scores: Tensor, labels: Tensor, top: int = 1) -> Cell:
     """How often the label is among the ``top`` highest of scores (n, classes)."""
-    highest = scores.topk(min(top, scores.shape[1]), 1).indices
-    right = (highest == labels[:, None]).any(1)[labels >= 0].to(torch.float32)
+    right = in_top(scores, labels, top).to(torch.float32)
     return Cell(row, column, float(right.mean()), tuple(right.tolist()))
