@@ -21,6 +21,7 @@ from nestling.errors import DataError
 from nestling.methods.baselines import EndToEnd
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.prune import Compression
+from nestling.methods.robust import Robust
 from nestling.models.build import build_model
 from nestling.reproduce import TABLES
 from nestling.reproduce.campaign import Campaign, pack, stored, unpack
@@ -294,6 +295,15 @@ def test_every_table_runs_at_smoke(name: str, nestling_data: Path, tmp_path: Pat
         ]
         assert {("pruned", step) for step in steps} <= seen
     assert (tmp_path / f"{name}-smoke" / "result.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name.startswith("robust-")])
+def test_all_methods_of_a_table_choose_the_epoch_by_one_rule(name: str) -> None:
+    """Said outright: what "auto" stands for depends on the method."""
+    rule = "likelihood" if name in ("robust-transfer", "robust-finetune") else "worst-concept"
+    for scale in SCALES:
+        recipes = [made.recipe for made in TABLES[name].trials(scale)]
+        assert [recipe.selection for recipe in recipes if isinstance(recipe, Robust)] == [rule] * len(recipes)
 
 
 def test_the_twin_sees_as_many_images() -> None:

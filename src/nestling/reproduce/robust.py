@@ -40,8 +40,17 @@ def on_plants(scale: str, method: str, **more: Any) -> Robust:
 
 
 def on_images(scale: str, method: str, **more: Any) -> Robust:
-    """The benchmark that features are learned from: its coarse classes are the concepts."""
-    settings = {**METHODS[method], "balance": "rows", "augmentation": "crop-mirror", **more}
+    """The benchmark that features are learned from: its coarse classes are the concepts.
+
+    Validation likelihood chooses the epoch, for all methods.
+    """
+    settings = {
+        **METHODS[method],
+        "balance": "rows",
+        "augmentation": "crop-mirror",
+        "selection": "likelihood",
+        **more,
+    }
     if scale == "paper":
         return Robust(epochs=90, batch_size=256, optimizer=PAPER_OPTIMIZER, **settings)
     return Robust(epochs=8, batch_size=128, optimizer=SMALL_OPTIMIZER, **settings)
