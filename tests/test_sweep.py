@@ -97,6 +97,37 @@ def test_two_folders_share_a_database(tmp_path: Path) -> None:
     assert [path.name for path in sorted((tmp_path / "one" / "trials").iterdir())] == ["0000", "0001"]
 
 
+def test_machines_of_the_same_layout_share_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that runs in a folder of the same path elsewhere is not one's own, and goes on there."""
+    watch = Watch(monkeypatch)
+    options = ("--storage", f"sqlite:///{tmp_path / 'shared.db'}", "--out", tmp_path / "sweep")
+    watch.stop_at = 4
+    assert nestling(*SWEEP, *options, "--trials", 2).code == 128 + 15
+    (tmp_path / "sweep").rename(tmp_path / "of the first machine")
+    watch.stop_at = None
+    succeed(*SWEEP, *options, "--trials", 1)
+    assert [trial["folder"] for trial in content(tmp_path / "sweep")["trials"]] == ["trials/0001"]
+    (tmp_path / "sweep").rename(tmp_path / "of the second machine")
+    (tmp_path / "of the first machine").rename(tmp_path / "sweep")
+    succeed(*SWEEP, *options, "--trials", 2)
+    assert [trial["folder"] for trial in content(tmp_path / "sweep")["trials"]] == ["trials/0000", None]
+
+
+def test_a_trial_that_was_told_already_keeps_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+
+    fit, store = pipeline.Pipeline.fit, f"sqlite:///{tmp_path / 'shared.db'}"
+
+    def told_meanwhile(*arguments: Any) -> Any:
+        run = fit(*arguments)
+        optuna.load_study(study_name=None, storage=store).tell(0, 0.125)
+        return run
+
+    monkeypatch.setattr(pipeline.Pipeline, "fit", told_meanwhile)
+    succeed(*SWEEP, "--storage", store, "--trials", 1, "--out", tmp_path / "run")
+    assert content(tmp_path / "run")["best"]["value"] == 0.125
+
+
 def test_a_trial_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, calls = pipeline.Pipeline.fit, iter(range(100))
 
