@@ -12,7 +12,7 @@ import pytest
 from nestling.commands import pipeline
 from nestling.commands.sweep import ranges_of
 from nestling.config import load_toml
-from nestling.errors import DivergedError
+from nestling.errors import DivergedError, UsageError
 from nestling.files import read_lines
 from running import nestling, refuse, succeed, table
 from small import Watch
@@ -145,6 +145,11 @@ def test_a_trial_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.Mo
 def test_ranges() -> None:
     assert ranges_of("robust", {}) == {"tau": (1e-3, 10.0), "strength": (1e-3, 10.0)}
     assert ranges_of("robust", {"strength": "off"}).keys() == {"tau"}
+    # What has no effect is not searched.
+    assert ranges_of("robust", {"ascent": "group-dro"}) == {"tau": (1e-3, 10.0), "eta": (1e-4, 1.0)}
+    assert ranges_of("robust", {"smoothness": 2.0}).keys() == {"strength"}
+    with pytest.raises(UsageError, match="with these settings robust declares no field"):
+        ranges_of("robust", {"smoothness": 2.0, "strength": "off"})
     assert ranges_of("end-to-end", {}) == {"optimizer.lr": (1e-4, 1e-1)}
 
 
@@ -167,7 +172,14 @@ def test_test_rows_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ("--out", tmp_path / "run")
     refuse(2, ["--trials must be at least 1, got 0"], *SWEEP, "--trials", 0, *out)
-    refuse(2, ["nothing to search: robust declares tau, strength"], *SWEEP, "tau=0.5", "strength=1", *out)
+    refuse(
+        2,
+        ["nothing to search: with these settings robust declares tau, strength"],
+        *SWEEP,
+        "tau=0.5",
+        "strength=1",
+        *out,
+    )
     refuse(2, ["unknown method robst"], "sweep", "digits", "--method", "robst", *out)
     refuse(2, ["keeps its last epoch"], "sweep", "digits", "--method", "layerwise", *QUICK, *out)
     mix = table(tmp_path / "mix.csv", ["class", "share"], [("nobody", 1)])

@@ -56,13 +56,13 @@ def sweep(command: Sweep) -> int:
 
 def ranges_of(method: str, fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """The ranges that the recipe declares, less the fields that were set. Raises UsageError where none is left."""
-    declared = recipe_class(method).searched
+    declared = apply(recipe_class(method)(), fields).searched
     given = flat(fields)
     ranges = {name: ends for name, ends in declared.items() if name not in given}
     if not ranges:
         raise UsageError(
-            f"there is nothing to search: {method} declares {', '.join(declared)}, and all of them are set: "
-            "leave one out"
+            f"there is nothing to search: with these settings {method} declares {', '.join(declared) or 'no field'}, "
+            "and all of them are set: leave one out"
         )
     return ranges
 
