@@ -21,12 +21,14 @@ from nestling.errors import DataError
 from nestling.methods.baselines import EndToEnd
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.prune import Compression
+from nestling.methods.robust import Robust
 from nestling.models.build import build_model
 from nestling.reproduce import TABLES
 from nestling.reproduce.campaign import Campaign, pack, stored, unpack
 from nestling.reproduce.layerwise import on_cifar, on_imagenet, trial, twin
 from nestling.reproduce.probes import Reduction, per_class
 from nestling.reproduce.result import result_of, text_of
+from nestling.reproduce.robust_concepts import LEAST_GAIN, least_gain
 from nestling.reproduce.rows import Rows
 from nestling.reproduce.table import SCALES, Cell, Claim, Floor, Table, Trial
 from nestling.reproduce.verdict import decide, difference, gather, summary
@@ -254,10 +256,10 @@ def test_every_row_trains_and_those_given_choose(toy_data: LabelledData) -> None
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_speaks_of_rows_that_it_has(name: str) -> None:
-    table = TABLES[name]
-    ids = [claim.id for claim in table.claims]
-    assert len(set(ids)) == len(ids) and set(table.seeds) == set(SCALES)
     for scale in SCALES:
+        table = TABLES[name].at(scale)
+        ids = [claim.id for claim in table.claims]
+        assert len(set(ids)) == len(ids) and set(table.seeds) == set(SCALES)
         trials = table.trials(scale)
         rows = {t.row for t in trials} | {cell.row for cell in table.fixed()}
         rows |= {row for t in trials for row in t.options.get("narrower", ())}
@@ -294,6 +296,50 @@ def test_every_table_runs_at_smoke(name: str, nestling_data: Path, tmp_path: Pat
         ]
         assert {("pruned", step) for step in steps} <= seen
     assert (tmp_path / f"{name}-smoke" / "result.png").stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name.startswith("robust-")])
+def test_all_methods_of_a_table_choose_the_epoch_by_one_rule(name: str) -> None:
+    """Said outright: what "auto" stands for depends on the method."""
+    rule = "likelihood" if name in ("robust-transfer", "robust-finetune") else "worst-concept"
+    for scale in SCALES:
+        recipes = [made.recipe for made in TABLES[name].trials(scale)]
+        assert [recipe.selection for recipe in recipes if isinstance(recipe, Robust)] == [rule] * len(recipes)
+
+
+def test_where_el_gains_least() -> None:
+    """Of steps 1 and 2, at which ERM has lost 2 points, step 1; at step 0.5, where EL is below it, it has lost 1."""
+    columns = [f"moved step {step}" for step in ("0", "0.5", "1", "2")]
+    erm = [Cell("ERM", column, value) for column, value in zip(columns, (0.9, 0.89, 0.8, 0.5))]
+    el = [Cell("EL", column, value, count=7) for column, value in zip(columns, (0.88, 0.88, 0.85, 0.7))]
+    found = least_gain([*erm, *el, Cell("EL, tau 1", "moved step 1", 0.1)])
+    assert [(c.row, c.column, c.value) for c in found] == [("ERM", LEAST_GAIN, 0.8), ("EL", LEAST_GAIN, 0.85)]
+    assert found[1].count == 7
+    assert least_gain([*erm[:2], *el]) == least_gain(erm) == least_gain([]) == []
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_table_may_differ_by_scale_and_derive_cells(tmp_path: Path) -> None:
+    table = replace(
+        DIGITS,
+        derived=lambda cells: [Cell("derived", "x", float(len(cells)))],
+        scales={"smoke": {"about": "Shown at smoke.", "floor": replace(DIGITS.floor, least=0.01)}},
+    )
+    campaign = replace(digits(tmp_path), table=table)
+    result = result_of(campaign, campaign.run(), "")
+    assert {e["mean"] for e in result["table"] if e["row"] == "derived"} == {
+        float(sum(e["mean"] is not None for e in result["table"]) - 1)
+    }
+    assert (result["floor"]["least"], DIGITS.at("smoke")) == (0.01, DIGITS)
+    assert "Shown at smoke." in text_of(table, result) and table.at("small").about == DIGITS.about
+
+
+def test_fine_tuning_is_judged_at_the_last_epoch_of_its_scale() -> None:
+    for scale, last in (("smoke", 1), ("small", 10), ("paper", 100)):
+        table = TABLES["robust-finetune"].at(scale)
+        assert all(made.options["epochs"] == last for made in table.trials(scale))
+        assert table.floor.column == f"cifar10 epoch {last}"
+        assert {c.more[1].rpartition(" ")[2] for c in table.claims} == {"1", str(last)}
 
 
 def test_the_twin_sees_as_many_images() -> None:

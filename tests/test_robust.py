@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nestling.commands.rivals import rivals
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
-from nestling.engine.plan import order_of
+from nestling.engine.plan import StagePlan, order_of
 from nestling.errors import DataError, DivergedError, UsageError
 from nestling.functional import concept_weights_step, group_dro_step, slow_start
 from nestling.methods import Coins, Nested, Robust
@@ -119,6 +122,20 @@ def test_what_reducers_refuse(options: dict[str, Any], error: type[Exception], m
             GroupDRO(**{name: value for name, value in given.items() if name != "strength"})
 
 
+@pytest.mark.parametrize("kind", [partial(ConceptWeighted, strength=1.0), GroupDRO], ids=["projected", "group-dro"])
+def test_a_row_without_a_concept_weighs_nothing(kind: Callable[..., ConceptReducer]) -> None:
+    """The loss, its gradient and q are those of the batch without it."""
+    found = []
+    for numbers in ([0, 1, 2], [0, 3, 1, 2]):
+        reducer = kind(torch.tensor([0, 1, 2, -1]), torch.tensor([2, 1, 1]), NAMES)
+        values = torch.tensor([1.0, 2.0, 3.0, 50.0])[numbers].requires_grad_()
+        loss = reducer(values, torch.ones(len(numbers)), batch(*numbers))
+        (gradient,) = torch.autograd.grad(loss, values)
+        found.append((loss.item(), [g for g, row in zip(gradient.tolist(), numbers) if row < 3], reducer.q.tolist()))
+        assert all(g == 0 for g, row in zip(gradient.tolist(), numbers) if row == 3)
+    assert found[0] == found[1]
+
+
 def test_group_dro_refuses_a_step_of_nothing() -> None:
     with pytest.raises(UsageError, match="eta, the step size of group DRO, must be above 0, got 0"):
         GroupDRO(CONCEPTS, COUNTS, NAMES, eta=0.0)
@@ -169,6 +186,19 @@ def test_counts_are_how_often_batches_draw_a_concept() -> None:
         assert table.concept_of.tolist() == data.labels[:, 0].tolist() and table.names == ("a", "b")
     plain = concept_table(data, np.arange(len(data)), "coarse", batch_size=24, balance="rows")
     assert plain.counts.tolist() == np.bincount(data.labels[:, 0]).tolist()
+
+
+def test_the_prior_is_the_mix_of_the_rows_however_they_are_drawn() -> None:
+    """Half of the rows are of each concept; batches have fewer of the one that is known coarsely alone."""
+    data = rows()
+    labels = data.labels.copy()
+    labels[labels[:, 0] == 0, 1:] = -1
+    data = replace(data, labels=labels)
+    table = concept_table(data, np.arange(120), "coarse", batch_size=24, balance="levels")
+    assert table.prior.tolist() == [0.5, 0.5] and float(table.counts[0] / table.counts.sum()) < 0.35
+    reducer = reducer_of(stage_of(data, batch_size=24, balance="levels"))
+    assert reducer.prior.tolist() == reducer.q.tolist() == [0.5, 0.5]
+    torch.testing.assert_close(reducer.scale, (table.counts.sum() / table.counts).float())
 
 
 def test_a_row_without_a_concept_is_refused() -> None:
@@ -352,6 +382,37 @@ def test_the_schedule_is_said_once(toy_data: LabelledData) -> None:
     held = quick(replace(recipe, strength=1e6), toy_data)
     ((value, reason),) = ((value, reason) for name, value, reason in held.decisions if name == "s and c")
     assert str(value).endswith("and 1") and "warning: Theorem 3 has no slow start" in reason
+
+
+def test_a_training_too_short_to_move_q_says_so(toy_data: LabelledData) -> None:
+    """The first ten batches measure: of ten, none is left."""
+    recipe = Robust(schedule="auto", strength=0.1, epochs=2, batch_size=24, steps_per_epoch=5)
+    for steps, warned in ((5, True), (6, False)):
+        run = quick(replace(recipe, steps_per_epoch=steps), toy_data)
+        ((value, reason),) = ((value, reason) for name, value, reason in run.decisions if name == "s and c")
+        assert (value == "none" and "there are 10, so the concepts keep their weights" in reason) == warned
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({}, "worst concept's accuracy"),
+        ({"concept_level": "fine"}, "worst concept's accuracy"),
+        ({"strength": "off"}, "validation loss"),
+        ({"selection": "likelihood"}, "validation loss"),
+    ],
+)
+def test_rivals_choose_their_epoch_by_the_same_rule(fields: dict[str, Any], rule: str, toy_data: LabelledData) -> None:
+    recipe = Robust(epochs=2, **fields)
+    stages = [StagePlan("robust", epochs=2, steps=6, num_rows=90, batch_size=24, num_trainable=1, chosen=True)]
+    level = recipe.concepts_at(toy_data.taxonomy)
+    for method, several in rivals(recipe, False, stages, level).items():
+        for one in several:
+            model = small_model(toy_data, method=method, options=one.network())
+            select = next(iter(one.stages(model, toy_data))).select
+            assert select is not None and select.name == rule
+            if rule == "worst concept's accuracy":
+                assert select.metric.keywords == {"concept_level": level}  # type: ignore[attr-defined]
 
 
 def test_q_is_logged(toy_data: LabelledData, tmp_path: Any) -> None:

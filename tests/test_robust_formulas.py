@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from nestling.data.batch import Batch
+from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
+from nestling.evaluate.decide import Decisions
+from nestling.evaluate.measure import by_concept
 from nestling.functional import (
     adversarial_direction,
     adversarial_step,
-    concept_gradient,
     concept_step_size,
     concept_weights_step,
     group_dro_step,
@@ -28,6 +30,7 @@ from nestling.functional import (
     worst_concept_accuracy,
 )
 from nestling.objectives.reducers import ConceptWeighted
+from nestling.taxonomy import Taxonomy
 
 # The projection ------------------------------------------------------------------------------------------------------
 
@@ -146,42 +149,82 @@ def test_step_sizes_by_hand() -> None:
     assert float(concept_step_size(torch.tensor(3), 4.0, torch.tensor(3), torch.tensor(5.0))) == pytest.approx(1 / 60)
 
 
-def test_the_weighted_gradient_is_unbiased_and_its_variance_larger() -> None:
-    """Over 10,000 mini-batches the mean of both gradients is that of all rows; one row's variance grows by N / N_k."""
-    generator = np.random.default_rng(0)
-    counts = np.array([400, 80, 20])
-    concepts = np.repeat(np.arange(3), counts)
-    inputs = generator.normal(size=(500, 2)) + concepts[:, None]
-    target = generator.normal(size=500)
-    theta, q, prior = np.array([0.4, -0.7]), np.array([0.2, 0.3, 0.5]), counts / 500
-    residual = inputs @ theta - target
-    losses, gradients = residual**2 / 2, residual[:, None] * inputs
-    scale = 500 / counts
-    rows = generator.integers(500, size=(10_000, 16))
-    # Equation 5, and Equation 6 without its regulariser, on every mini-batch.
-    of_theta = ((scale * q)[concepts[rows]][..., None] * gradients[rows]).mean(1)
-    sums = np.stack([(losses[rows] * (concepts[rows] == k)).sum(1) for k in range(3)], 1)
-    of_q = np.stack(
-        [
-            concept_gradient(
-                torch.from_numpy(q), torch.from_numpy(s), 16, torch.from_numpy(counts), torch.from_numpy(prior), 2.0
-            ).numpy()
-            for s in sums
-        ]
-    )
-    full = sum(q[k] * gradients[concepts == k].mean(0) for k in range(3))
-    means = np.array([losses[concepts == k].mean() for k in range(3)]) - 2.0 * (q - prior)
-    for found, expected in ((of_theta, full), (of_q, means)):
-        error = found.std(0, ddof=1) / math.sqrt(len(found))
-        assert (np.abs(found.mean(0) - expected) < 3 * error).all()
-    # Section 3.3: delta_1 draws among the concept's rows, N delta_2 / N_k among all; measured, and as the formulas say.
+class Line:
+    """500 rows of a linear model under squared loss, of concepts of 400, 80 and 20 rows."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.counts = torch.tensor([400, 80, 20])
+        self.concepts = torch.repeat_interleave(torch.arange(3), self.counts)
+        self.inputs = torch.randn(500, 2, generator=generator, dtype=torch.float64) + self.concepts[:, None]
+        self.target = torch.randn(500, generator=generator, dtype=torch.float64)
+
+    def reducer(self) -> ConceptWeighted:
+        return ConceptWeighted(self.concepts, self.counts, ("a", "b", "c"), strength=2.0, s=1, c=1.0)
+
+    def losses(self, theta: Tensor, rows: Tensor) -> Tensor:
+        return (self.inputs[rows] @ theta - self.target[rows]) ** 2 / 2
+
+    def step(self, reducer: ConceptWeighted, theta: Tensor, rows: Tensor) -> tuple[float, Tensor]:
+        """The reducer's value of a batch, and its gradient in theta."""
+        theta = theta.clone().requires_grad_()
+        batch = Batch(self.inputs[rows], self.concepts[rows, None], rows, ("concept",))
+        value = reducer(self.losses(theta, rows), torch.ones(len(rows)), batch)
+        return value.item(), torch.autograd.grad(value, theta)[0]
+
+
+def test_the_weighted_gradients_are_unbiased() -> None:
+    """Over 2,000 mini-batches: Equation 5's value and gradient, and what moves q, are those of all rows."""
+    line, generator = Line(), torch.Generator().manual_seed(1)
+    theta, q = torch.tensor([0.4, -0.7], dtype=torch.float64), torch.tensor([0.3, 0.3, 0.4])
+    reducer, step_size = line.reducer(), 1 / (2.0 * 5000)
+    values, gradients, ways = [], [], []
+    for rows in torch.randint(500, (2000, 16), generator=generator):
+        reducer.q.copy_(q)
+        reducer.t.fill_(4999)
+        value, gradient = line.step(reducer, theta, rows)
+        values.append(value)
+        gradients.append(gradient)
+        # Inside the simplex the projection takes the mean away, and nothing else.
+        assert reducer.q.min() > 0
+        ways.append((reducer.q - q).double() / step_size)
+    means, slopes = [], []
     for k in range(3):
-        drawn = generator.random(4_000_000)
-        ratio = (500 / counts[k] * (drawn < 1 / 500)).var() / (drawn < 1 / counts[k]).var()
-        assert ratio == pytest.approx(
-            (500 / counts[k] ** 2 - 1 / counts[k] ** 2) / (1 / counts[k] - counts[k] ** -2.0), rel=0.1
-        )
-        assert ratio == pytest.approx(500 / counts[k], rel=0.15)
+        mine = line.concepts == k
+        residual = line.inputs[mine] @ theta - line.target[mine]
+        means.append((residual**2 / 2).mean())
+        slopes.append((residual[:, None] * line.inputs[mine]).mean(0))
+    mean, slope = torch.stack(means), torch.stack(slopes)
+    way = mean - 2.0 * (q - line.counts / 500)
+    for found, expected in (
+        (torch.tensor(values, dtype=torch.float64)[:, None], (q.double() * mean).sum()[None]),
+        (torch.stack(gradients), q.double() @ slope),
+        (torch.stack(ways), way - way.mean()),
+    ):
+        error = found.std(0) / math.sqrt(len(found))
+        assert ((found.mean(0) - expected).abs() < 3 * error).all()
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_the_variance_grows_by_the_concept_s_rarity(k: int) -> None:
+    """Section 3.3: of one row drawn among all, weighted, N / N_k times that of one drawn among the concept's.
+
+    At the concept's own optimum, where its mean gradient is 0; over every row there is, so that nothing is left to
+    chance.
+    """
+    line = Line()
+    mine = torch.nonzero(line.concepts == k).flatten()
+    theta = torch.linalg.lstsq(line.inputs[mine], line.target[mine, None]).solution[:, 0]
+    reducer = line.reducer()
+    alone = ConceptWeighted(torch.zeros(500, dtype=torch.int64), torch.tensor([len(mine)]), ("one",), strength=2.0)
+    drawn = []
+    for row in range(500):
+        reducer.q.copy_(torch.eye(3)[k])
+        drawn.append(line.step(reducer, theta, torch.tensor([row]))[1])
+    among = [line.step(alone, theta, row[None])[1] for row in mine]
+    variances = [torch.stack(gradients).var(0, correction=0).sum().item() for gradients in (drawn, among)]
+    assert torch.stack(drawn).mean(0).abs().max() < 1e-6
+    assert variances[0] / variances[1] == pytest.approx(500 / len(mine), rel=1e-4)
 
 
 # Theorem 3 -----------------------------------------------------------------------------------------------------------
@@ -372,18 +415,37 @@ def test_what_the_direction_refuses() -> None:
 
 
 def test_the_worst_concept_by_hand() -> None:
-    """Concepts of 3 and 2 rows, of which 2 and 1 are right; a row without a fine label does not count."""
+    """Concepts of 3 rows each, of which 2 and 1 are right; a row without a fine label counts at the coarse one."""
+    levels = ("coarse", "fine")
     labels = torch.tensor([[0, 0], [0, 1], [0, 1], [1, 2], [1, 3], [1, -1], [-1, -1]])
     answers = {"fine": torch.eye(4)[[0, 1, 0, 2, 2, 3, 0]], "coarse": torch.eye(2)[[0, 0, 0, 0, 0, 0, 0]]}
-    found = worst_concept_accuracy(answers, labels, ("coarse", "fine"), "coarse")
-    assert found == pytest.approx(0.5 + 1e-6 * (2 / 3 + 0.5) / 2, abs=1e-9)
+    found = worst_concept_accuracy(answers, labels, levels, "coarse")
+    assert found == pytest.approx(1 / 3 + 1e-6 * (2 / 3 + 1 / 3) / 2, abs=1e-7)
     # Where one concept is never right, the better epoch is the one that does better on the others.
     none = {**answers, "fine": torch.eye(4)[[0, 0, 0, 3, 2, 3, 0]]}
     some = {**answers, "fine": torch.eye(4)[[0, 1, 0, 3, 2, 3, 0]]}
-    scores = [worst_concept_accuracy(a, labels, ("coarse", "fine"), "coarse") for a in (none, some)]
+    scores = [worst_concept_accuracy(a, labels, levels, "coarse") for a in (none, some)]
     assert 0 < scores[0] < scores[1] < 1e-5
     # Without fine labels the coarse ones count.
-    assert worst_concept_accuracy(
-        answers, labels.where(labels < 0, labels).index_fill(1, torch.tensor([1]), -1), ("coarse", "fine"), "coarse"
-    ) == pytest.approx(0.5e-6)
-    assert worst_concept_accuracy(answers, torch.full_like(labels, -1), ("coarse", "fine"), "coarse") == 0.0
+    coarse = labels.index_fill(1, torch.tensor([1]), -1)
+    assert worst_concept_accuracy(answers, coarse, levels, "coarse") == pytest.approx(0.5e-6)
+    assert worst_concept_accuracy(answers, torch.full_like(labels, -1), levels, "coarse") == 0.0
+
+
+@pytest.mark.parametrize(("last", "worst"), [("known coarsely", 0.0), ("a ragged leaf", 0.0), ("left out", 1.0)])
+def test_no_concept_is_blind_for_the_worst(last: str, worst: float) -> None:
+    """Concept b is always wrong: known at its own level alone, or a leaf there, whose fine column is its own."""
+    taxonomy = Taxonomy.from_paths(["a/1", "a/2", "b" if last == "a ragged leaf" else "b/3"])
+    labels = torch.from_numpy(taxonomy.columns(taxonomy.encode([["a", "1"], ["a", "2"], ["b", None], ["b", None]])))
+    if last == "left out":
+        labels[2:] = -1
+    assert taxonomy.width("fine") == 3
+    answers = {"coarse": torch.eye(2)[[0, 0, 0, 0]], "fine": torch.eye(3)[[0, 1, 0, 1]]}
+    found = worst_concept_accuracy(answers, labels, taxonomy.levels, "coarse")
+    assert found == pytest.approx(worst, abs=1e-5)
+    decisions = Decisions({level: p.argmax(1).numpy() for level, p in answers.items()}, {})
+    raw = labels.masked_fill(labels >= torch.tensor([2, taxonomy.num_classes("fine")]), -1)
+    data = LabelledData(torch.zeros(4, 1, 4, 4, dtype=torch.uint8), raw.numpy(), taxonomy)
+    entry = by_concept(decisions, data, {"level": "coarse"})
+    assert entry["worst"] == worst and entry["of"] == "fine"
+    assert entry["n"] == ({"a": 2} if last == "left out" else {"a": 2, "b": 2})

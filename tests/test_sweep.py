@@ -12,7 +12,7 @@ import pytest
 from nestling.commands import pipeline
 from nestling.commands.sweep import ranges_of
 from nestling.config import load_toml
-from nestling.errors import DivergedError
+from nestling.errors import DivergedError, UsageError
 from nestling.files import read_lines
 from running import nestling, refuse, succeed, table
 from small import Watch
@@ -97,6 +97,37 @@ def test_two_folders_share_a_database(tmp_path: Path) -> None:
     assert [path.name for path in sorted((tmp_path / "one" / "trials").iterdir())] == ["0000", "0001"]
 
 
+def test_machines_of_the_same_layout_share_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that runs in a folder of the same path elsewhere is not one's own, and goes on there."""
+    watch = Watch(monkeypatch)
+    options = ("--storage", f"sqlite:///{tmp_path / 'shared.db'}", "--out", tmp_path / "sweep")
+    watch.stop_at = 4
+    assert nestling(*SWEEP, *options, "--trials", 2).code == 128 + 15
+    (tmp_path / "sweep").rename(tmp_path / "of the first machine")
+    watch.stop_at = None
+    succeed(*SWEEP, *options, "--trials", 1)
+    assert [trial["folder"] for trial in content(tmp_path / "sweep")["trials"]] == ["trials/0001"]
+    (tmp_path / "sweep").rename(tmp_path / "of the second machine")
+    (tmp_path / "of the first machine").rename(tmp_path / "sweep")
+    succeed(*SWEEP, *options, "--trials", 2)
+    assert [trial["folder"] for trial in content(tmp_path / "sweep")["trials"]] == ["trials/0000", None]
+
+
+def test_a_trial_that_was_told_already_keeps_its_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import optuna
+
+    fit, store = pipeline.Pipeline.fit, f"sqlite:///{tmp_path / 'shared.db'}"
+
+    def told_meanwhile(*arguments: Any) -> Any:
+        run = fit(*arguments)
+        optuna.load_study(study_name=None, storage=store).tell(0, 0.125)
+        return run
+
+    monkeypatch.setattr(pipeline.Pipeline, "fit", told_meanwhile)
+    succeed(*SWEEP, "--storage", store, "--trials", 1, "--out", tmp_path / "run")
+    assert content(tmp_path / "run")["best"]["value"] == 0.125
+
+
 def test_a_trial_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit, calls = pipeline.Pipeline.fit, iter(range(100))
 
@@ -114,6 +145,11 @@ def test_a_trial_that_diverges_is_counted(tmp_path: Path, monkeypatch: pytest.Mo
 def test_ranges() -> None:
     assert ranges_of("robust", {}) == {"tau": (1e-3, 10.0), "strength": (1e-3, 10.0)}
     assert ranges_of("robust", {"strength": "off"}).keys() == {"tau"}
+    # What has no effect is not searched.
+    assert ranges_of("robust", {"ascent": "group-dro"}) == {"tau": (1e-3, 10.0), "eta": (1e-4, 1.0)}
+    assert ranges_of("robust", {"smoothness": 2.0}).keys() == {"strength"}
+    with pytest.raises(UsageError, match="with these settings robust declares no field"):
+        ranges_of("robust", {"smoothness": 2.0, "strength": "off"})
     assert ranges_of("end-to-end", {}) == {"optimizer.lr": (1e-4, 1e-1)}
 
 
@@ -136,7 +172,14 @@ def test_test_rows_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = ("--out", tmp_path / "run")
     refuse(2, ["--trials must be at least 1, got 0"], *SWEEP, "--trials", 0, *out)
-    refuse(2, ["nothing to search: robust declares tau, strength"], *SWEEP, "tau=0.5", "strength=1", *out)
+    refuse(
+        2,
+        ["nothing to search: with these settings robust declares tau, strength"],
+        *SWEEP,
+        "tau=0.5",
+        "strength=1",
+        *out,
+    )
     refuse(2, ["unknown method robst"], "sweep", "digits", "--method", "robst", *out)
     refuse(2, ["keeps its last epoch"], "sweep", "digits", "--method", "layerwise", *QUICK, *out)
     mix = table(tmp_path / "mix.csv", ["class", "share"], [("nobody", 1)])

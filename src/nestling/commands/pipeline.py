@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nestling import collective
@@ -29,6 +28,7 @@ from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.errors import DivergedError, UsageError
+from nestling.evaluate.concepts import rows_of_concepts
 from nestling.methods import recipe_class
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
@@ -218,7 +218,7 @@ class Pipeline:
         self, train: LabelledData, validation: LabelledData | None, stages: Sequence[StagePlan]
     ) -> dict[str, Run]:
         """Every method at the learning rate that its own validation rows choose from one grid, with as many steps."""
-        trainings = rivals(self.recipe, self.rate_given, stages)
+        trainings = rivals(self.recipe, self.rate_given, stages, self.recipe.concepts_at(train.taxonomy))
         runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"))
         if Runtime.choose(self.device, self.precision).precision != runtime.precision:
             # A resume on another machine, which by itself would choose otherwise.
@@ -262,10 +262,3 @@ class Pipeline:
             self.folder.derive(f"learning rate of {method}", str(best), reason)
             chosen[method] = candidates[best]
         return chosen
-
-
-def rows_of_concepts(data: LabelledData, level: str) -> dict[str, int]:
-    """How many rows each concept has, by its name."""
-    codes = data.taxonomy.columns(data.labels)[:, data.taxonomy.level_index(level)]
-    names = data.taxonomy.column_names(level)
-    return dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))

@@ -10,16 +10,19 @@ from nestling.errors import UsageError
 from nestling.methods.baselines import EndToEnd, FlatMarginal
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
+from nestling.methods.robust import Robust
 from nestling.models.build import LayerOptions, NetworkOptions, SearchOptions
 
 RATES = {"adamw": (1e-3, 3e-3, 1e-2), "adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
 """The learning rates that every method chooses from on validation rows, with --baselines."""
 
 
-def rivals(recipe: Recipe, rate_given: bool, stages: Sequence[StagePlan]) -> dict[str, list[Recipe]]:
+def rivals(
+    recipe: Recipe, rate_given: bool, stages: Sequence[StagePlan], concepts: str | None = None
+) -> dict[str, list[Recipe]]:
     """By method, ``recipe``'s own first: at each learning rate of one grid, with as many steps.
 
-    ``rate_given``: the method's own rate was set, and stays.
+    ``rate_given``: the method's own rate was set, and stays. ``concepts``: the level of the method's concepts.
     """
     network = recipe.network()
     if isinstance(network, SearchOptions):
@@ -33,7 +36,7 @@ def rivals(recipe: Recipe, rate_given: bool, stages: Sequence[StagePlan]) -> dic
         recipes["end-to-end"] = recipe.end_to_end(sum(stage.epochs for stage in stages))
     else:
         recipes |= {
-            kind.method: twin(kind, recipe, network, stages)
+            kind.method: twin(kind, recipe, network, stages, concepts)
             for kind in (EndToEnd, FlatMarginal)
             if kind.method != recipe.method
         }
@@ -50,8 +53,13 @@ def twin(
     recipe: Recipe,
     network: NetworkOptions | LayerOptions,
     stages: Sequence[StagePlan],
+    concepts: str | None,
 ) -> Recipe:
-    """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``."""
+    """A baseline with the steps, batches, augmentation and stopping rule of ``recipe``, whose stages are ``stages``.
+
+    Where the recipe's worst concept chooses the epoch, so does the baseline's: else its concepts would fare worse for
+    the choice alone.
+    """
     trained = [stage for stage in stages if stage.chosen]
     rate = recipe.optimizer.lr
     epochs = sum(stage.epochs for stage in trained)
@@ -67,4 +75,5 @@ def twin(
         balance="levels",
         augmentation=recipe.augmentation,
         patience=recipe.patience,
+        worst_of=concepts if isinstance(recipe, Robust) and recipe.by_worst_concept else None,
     )

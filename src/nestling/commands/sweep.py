@@ -6,6 +6,7 @@ an SQLite file in the sweep's folder or a database that several machines share.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,13 +56,13 @@ def sweep(command: Sweep) -> int:
 
 def ranges_of(method: str, fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """The ranges that the recipe declares, less the fields that were set. Raises UsageError where none is left."""
-    declared = recipe_class(method).searched
+    declared = apply(recipe_class(method)(), fields).searched
     given = flat(fields)
     ranges = {name: ends for name, ends in declared.items() if name not in given}
     if not ranges:
         raise UsageError(
-            f"there is nothing to search: {method} declares {', '.join(declared)}, and all of them are set: "
-            "leave one out"
+            f"there is nothing to search: with these settings {method} declares {', '.join(declared) or 'no field'}, "
+            "and all of them are set: leave one out"
         )
     return ranges
 
@@ -101,8 +102,11 @@ class Search:
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
-        if not self.pipeline.folder.begun:
-            self.pipeline.folder.begin()
+        folder = self.pipeline.folder
+        if folder.kept("token") is None:
+            folder.derive("token", secrets.token_hex(16), "this folder's name in a store that several machines share")
+        if not folder.begun:
+            folder.begin()
         study = self.study()
         over = (TrialState.COMPLETE, TrialState.FAIL)
         while True:
@@ -117,19 +121,22 @@ class Search:
                 # A function of how many there are: a resumed sweep goes on as an unbroken one.
                 study.sampler = TPESampler(seed=derive(self.pipeline.seed, "sweep", len(found)) % 2**32)
                 trial = study.ask(self.ranges)
-                trial.set_user_attr("folder", str(self.out.resolve()))
+                trial.set_user_attr("token", folder.kept("token"))
                 number, values = trial.number, trial.params
             say(f"--- trial {done + 1} of {trials}: {', '.join(f'{name} {v:.4g}' for name, v in values.items())}")
             try:
-                study.tell(number, self.score(number, values))
+                study.tell(number, self.score(number, values), skip_if_finished=True)
             except DivergedError as error:
                 say(str(error))
-                study.tell(number, state=TrialState.FAIL)
+                study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         self.write(study)
 
     def is_mine(self, trial: optuna.trial.FrozenTrial) -> bool:
-        """Whether a trial that was begun is one of this folder's, whose lock says that nobody trains it now."""
-        return self.url is None or trial.user_attrs.get("folder") == str(self.out.resolve())
+        """Whether a trial that was begun is one of this folder's, whose lock says that nobody trains it now.
+
+        By a token in place of a path, which another machine's folder may have too.
+        """
+        return self.url is None or trial.user_attrs.get("token") == self.pipeline.folder.kept("token")
 
     def study(self) -> optuna.Study:
         """The study in its store. Raises StorageError where there is none to be had."""

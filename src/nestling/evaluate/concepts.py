@@ -7,10 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
 
 SMALLEST = 5
 """Of the concepts with the fewest training rows, whose mean accuracy is told apart."""
+
+
+def rows_of_concepts(data: LabelledData, level: str) -> dict[str, int]:
+    """How many rows each concept at ``level`` has, by its name; a ragged leaf above it is one too."""
+    codes = data.taxonomy.columns(data.labels)[:, data.taxonomy.level_index(level)]
+    names = data.taxonomy.column_names(level)
+    return dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
 
 
 def concept_accuracies(

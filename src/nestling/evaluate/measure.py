@@ -22,6 +22,7 @@ from nestling.evaluate.decide import Decisions, decide_leaf, decide_levels
 from nestling.evaluate.retrieval import retrieval_metrics
 from nestling.models.model import Answers, Model, Outputs
 from nestling.models.search import SearchModel
+from nestling.objectives.robust import right_at_finest
 
 CLEAN = "clean"
 
@@ -99,17 +100,20 @@ def measure(
 
 
 def by_concept(decisions: Decisions, data: LabelledData, concepts: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry ``concepts``: accuracies at the finest level of which a row is labelled; empty where there is none."""
+    """The entry ``concepts``: every row at the finest level of which it is labelled; empty where none is.
+
+    ``concepts``: ``level``, whose classes and ragged leaves they are, and perhaps ``rows``, the training rows of each.
+    ``of`` is the finest level that any row is judged at.
+    """
     taxonomy, above = data.taxonomy, concepts["level"]
-    for level in reversed(list(decisions.columns)):
-        labels = data.labels[:, taxonomy.level_index(level)]
-        if (labels >= 0).any():
-            codes = taxonomy.columns(data.labels)[:, taxonomy.level_index(above)]
-            codes = np.where(labels >= 0, codes, -1)
-            right = decisions.columns[level] == labels
-            scores = concept_accuracies(right, codes, taxonomy.column_names(above), concepts.get("rows"))
-            return {"level": above, "of": level, **scores}
-    return {}
+    columns = taxonomy.columns(data.labels)
+    decided = {level: torch.from_numpy(column) for level, column in decisions.columns.items()}
+    right, judged = (found.numpy() for found in right_at_finest(decided, torch.from_numpy(columns), taxonomy.levels))
+    codes = np.where(judged >= 0, columns[:, taxonomy.level_index(above)], -1)
+    if not (judged >= 0).any():
+        return {}
+    scores = concept_accuracies(right, codes, taxonomy.column_names(above), concepts.get("rows"))
+    return {"level": above, "of": taxonomy.levels[judged.max()], **scores}
 
 
 def decisions_of(model: Model, answers: Answers, least_distance: bool = False) -> Decisions:

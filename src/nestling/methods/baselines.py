@@ -18,7 +18,7 @@ import numpy as np
 from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError
-from nestling.methods.calibrate import select_by_likelihood, temperature_stage
+from nestling.methods.calibrate import select_by_likelihood, select_by_worst_concept, temperature_stage
 from nestling.methods.recipe import Recipe, Stage, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
@@ -33,6 +33,8 @@ class Flat(Recipe):
     """As of nested learning, whose network this is."""
     plain: bool = False
     """The softmax reads the backbone's last map, without nested learning's decoder: as beside robust training."""
+    worst_of: str | None = None
+    """Epochs are compared by the worst class of this level, as beside robust training; by likelihood by default."""
 
     def network(self) -> NetworkOptions:
         return NetworkOptions(skips=self.skips, norm=self.norm, plain=self.plain)
@@ -52,6 +54,10 @@ class Flat(Recipe):
                 f"no training row is labelled for {self.method}: label some at level {data.taxonomy.levels[-1]!r}"
             )
         batch_size = self.batch_for(len(rows))
+        levels = data.taxonomy.levels
+        select = select_by_likelihood(levels)
+        if self.worst_of is not None:
+            select = select_by_worst_concept(levels[data.taxonomy.level_index(self.worst_of)])
         yield Stage(
             name="flat",
             data=data,
@@ -65,7 +71,7 @@ class Flat(Recipe):
             batch_size=batch_size,
             balance=self.balance,
             augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
-            select=select_by_likelihood(data.taxonomy.levels),
+            select=select,
             patience=self.patience,
         )
         yield temperature_stage(model, data, self.optimizer)

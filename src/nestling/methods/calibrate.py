@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from nestling.data.dataset import LabelledData
 from nestling.methods.recipe import Context, Optimizer, Select, Stage
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
+from nestling.objectives import robust
 from nestling.objectives.calibration import (
     TemperatureFit,
     expected_calibration_error,
@@ -21,6 +24,12 @@ from nestling.objectives.terms import CrossEntropy
 def select_by_likelihood(levels: tuple[str, ...]) -> Select:
     """Keep the epoch whose answers, over every level known, have the highest likelihood on the validation rows."""
     return Select(negative_log_likelihood, "validation loss", "min", levels)
+
+
+def select_by_worst_concept(level: str) -> Select:
+    """Keep the epoch whose worst concept at ``level`` has the highest accuracy on the validation rows."""
+    metric = partial(robust.worst_concept_accuracy, concept_level=level)
+    return Select(metric, "worst concept's accuracy", "max")
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ class ConceptTable:
     """(largest row index + 1,) int64: the concept of each row by its index, -1 where it does not count."""
     counts: Tensor
     """(k,) float64: the rows of each concept; where batches are balanced, as often as these draw them."""
+    prior: Tensor
+    """(k,) float64: the concept's share of the rows, however they are drawn."""
     names: tuple[str, ...]
 
 
@@ -39,7 +41,7 @@ def concept_table(
     """The concepts at ``level`` of the rows that a stage trains on.
 
     Balanced batches draw a row of a rare kind more often: then N_k is what a concept has of the batches, not of the
-    data, so that (N / N_k) q_k gives the concept the weight q_k all the same.
+    data, so that (N / N_k) q_k gives the concept the weight q_k all the same. The prior stays the share of the rows.
 
     Parameters
     ----------
@@ -68,10 +70,16 @@ def concept_table(
         )
     names = data.taxonomy.column_names(level)
     counts = np.bincount(codes[rows], mass, minlength=len(names))
+    natural = np.bincount(codes[rows], minlength=len(names)) / max(len(rows), 1)
     place = np.full(int(data.index.max(initial=-1)) + 1, -1)
     place[data.index[rows]] = codes[rows]
     total = counts.sum() or 1.0
-    return ConceptTable(torch.from_numpy(place), torch.from_numpy(counts * len(rows) / total), names)
+    return ConceptTable(
+        concept_of=torch.from_numpy(place),
+        counts=torch.from_numpy(counts * len(rows) / total),
+        prior=torch.from_numpy(natural),
+        names=names,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +110,7 @@ class ConceptOptions:
         table = concept_table(
             data, rows, concepts, batch_size=batch_size, balance=balance, balance_level=up_to, counted=counted
         )
-        return ConceptWeighted(table.concept_of, table.counts, table.names, strength=self.concept_strength)
+        return ConceptWeighted(table.concept_of, table.counts, table.names, table.prior, strength=self.concept_strength)
 
 
 def parse_prior(entries: tuple[str, ...]) -> dict[str, float]:

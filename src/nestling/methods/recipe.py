@@ -165,8 +165,6 @@ class Recipe(ABC):
 
     method: ClassVar[str]
     """Its name on the command line."""
-    searched: ClassVar[dict[str, tuple[float, float]]] = {"optimizer.lr": (1e-4, 1e-1)}
-    """The fields that ``nestling sweep`` searches, each log-uniformly between two numbers."""
 
     epochs: int | tuple[int, ...] | None = None
     """At most so many: one value, or one per stage. None: 60, and of nested learning's coarser levels 3 each."""
@@ -193,6 +191,11 @@ class Recipe(ABC):
             if getattr(self, name) not in options:
                 raise unknown(name, getattr(self, name), options)
         Augmentation.parse(self.augmentation, (1, 8, 8))
+
+    @property
+    def searched(self) -> dict[str, tuple[float, float]]:
+        """The fields that ``nestling sweep`` searches, each log-uniformly between two numbers."""
+        return {"optimizer.lr": (1e-4, 1e-1)}
 
     def network(self) -> AnyOptions:
         """What this method asks of its network."""

@@ -23,9 +23,9 @@ from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
-from nestling.methods.calibrate import select_by_likelihood, temperature_stage
+from nestling.methods.calibrate import select_by_likelihood, select_by_worst_concept, temperature_stage
 from nestling.methods.concepts import concept_table, level_of_prior, parse_prior, prior_at
-from nestling.methods.recipe import Context, Perturb, Recipe, Select, Stage, check, of_stage
+from nestling.methods.recipe import Context, Perturb, Recipe, Stage, check, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
 from nestling.objectives import robust
@@ -42,7 +42,6 @@ class Robust(Recipe):
     """One softmax whose features hold up when examples, or the mix of concepts, are others than in training."""
 
     method: ClassVar[str] = "robust"
-    searched: ClassVar[dict[str, tuple[float, float]]] = {"tau": (1e-3, 1e1), "strength": (1e-3, 1e1)}
 
     tau: float = 0.5
     """How far each image is moved along its unit gradient, an L2 norm of normalised pixels; 0 leaves them in place."""
@@ -94,6 +93,19 @@ class Robust(Recipe):
         """Whether concepts are weighted."""
         return self.strength != "off"
 
+    @property
+    def searched(self) -> dict[str, tuple[float, float]]:
+        """What has an effect: group DRO knows no strength, and Theorem 2 has a tau of its own."""
+        found = {"tau": (1e-3, 1e1)} if self.smoothness is None else {}
+        if not self.weighted:
+            return found
+        return {**found, "eta": (1e-4, 1e0)} if self.ascent == "group-dro" else {**found, "strength": (1e-3, 1e1)}
+
+    @property
+    def by_worst_concept(self) -> bool:
+        """Whether epochs are compared by the worst concept's accuracy."""
+        return self.selection == "worst-concept" or (self.selection == "auto" and self.weighted)
+
     def network(self) -> NetworkOptions:
         return NetworkOptions(norm=self.norm, plain=True)
 
@@ -113,7 +125,6 @@ class Robust(Recipe):
         concepts = self.concepts_at(data.taxonomy)
         total = epochs * (steps or -(-len(rows) // batch_size))
         reducer = self.reducer(data, rows, concepts, batch_size, total) if self.weighted else None
-        worst = self.selection == "worst-concept" or (self.selection == "auto" and self.weighted)
         yield Stage(
             name="robust",
             data=data,
@@ -127,7 +138,7 @@ class Robust(Recipe):
             batch_size=batch_size,
             balance=self.balance,
             augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
-            select=select_by_worst_concept(concepts) if worst else select_by_likelihood(levels),
+            select=select_by_worst_concept(concepts) if self.by_worst_concept else select_by_likelihood(levels),
             patience=self.patience,
             perturb=along_the_gradient(self.tau, self.smoothness) if self.tau or self.smoothness else None,
             after_epoch=partial(note_schedule, reducer, total // epochs)
@@ -139,7 +150,8 @@ class Robust(Recipe):
     def reducer(self, data: LabelledData, rows: np.ndarray, level: str, batch_size: int, total: int) -> ConceptReducer:
         """What weights the concepts of ``rows``; the training takes ``total`` steps."""
         table = concept_table(data, rows, level, batch_size=batch_size, balance=self.balance)
-        prior = prior_at(parse_prior(self.prior), level, data.taxonomy)
+        given = prior_at(parse_prior(self.prior), level, data.taxonomy)
+        prior = table.prior if given is None else given
         if self.ascent == "group-dro":
             return GroupDRO(table.concept_of, table.counts, table.names, prior, eta=self.eta)
         assert not isinstance(self.strength, str)
@@ -153,12 +165,6 @@ class Robust(Recipe):
             c=self.c,
             total=total if self.schedule == "auto" else None,
         )
-
-
-def select_by_worst_concept(level: str) -> Select:
-    """Keep the epoch whose worst concept at ``level`` has the highest accuracy on the validation rows."""
-    metric = partial(robust.worst_concept_accuracy, concept_level=level)
-    return Select(metric, "worst concept's accuracy", "max")
 
 
 def along_the_gradient(tau: float, smoothness: float | None = None) -> Perturb:
@@ -177,7 +183,18 @@ def along_the_gradient(tau: float, smoothness: float | None = None) -> Perturb:
 
 
 def note_schedule(reducer: ConceptWeighted, steps: int, context: Context) -> None:
-    """Say what the first batches have shown, after the epoch, of so many steps, in which it was found."""
+    """Say what the first batches have shown, after the epoch, of so many steps, in which it was found.
+
+    Of a training that is over by then, after its first epoch, that q never moves.
+    """
+    if reducer.total is not None and reducer.total <= reducer.MEASURED:
+        why = (
+            f"warning: the first {reducer.MEASURED} batches only measure the gradient of q, and there are "
+            f"{reducer.total}, so the concepts keep their weights: train longer, or set schedule=paper"
+        )
+        if context.epoch == 0:
+            context.note("s and c", "none", why)
+        return
     if not 0 <= reducer.t < steps:
         return
     s, c, mu = int(reducer.s), float(reducer.c), float(reducer.mu)

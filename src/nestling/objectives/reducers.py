@@ -49,8 +49,8 @@ class ConceptReducer(Reducer):
 
     Parameters
     ----------
-    concept_of: (largest row index + 1,) int64: the concept of each row by its ``Batch.index``, -1 = no row that counts.
-        Any column of numbers will do, a level of the taxonomy is one.
+    concept_of: (largest row index + 1,) int64: the concept of each row by its ``Batch.index``, -1 = none: such a row
+        weighs nothing in training. Any column of numbers will do, a level of the taxonomy is one.
     counts: (k,) N_k: the rows of each concept, or what share of the batches' rows it has.
     names: of the concepts, for messages and for the log.
     prior: (k,) q_0, summing to 1 but for a thousandth of rounding; by default counts / their sum.
@@ -92,8 +92,9 @@ class ConceptReducer(Reducer):
     def forward(self, values: Tensor, weights: Tensor, batch: Batch) -> Tensor:
         if not self.training:
             return Mean()(values, weights, batch)
-        # A row that lacks the label has weight 0, whatever its concept.
-        concepts = self.concept_of[batch.index].clamp_min(0)
+        concepts = self.concept_of[batch.index]
+        weights = weights * (concepts >= 0)
+        concepts = concepts.clamp_min(0)
         weighted = weights * (self.q * self.scale)[concepts]
         with torch.no_grad():
             found = torch.zeros(len(self.q) + 1, dtype=self.q.dtype, device=self.q.device)

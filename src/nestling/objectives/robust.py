@@ -6,6 +6,7 @@ Concepts are groups of classes; q are their weights, a point of the simplex. Equ
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -189,24 +190,44 @@ def worst_concept_accuracy(
     """The accuracy of the concept that fares worst, over the concepts of the rows given; for ``Select``.
 
     A millionth of the mean over concepts is added: where two epochs fail on a concept altogether, the better one is
-    kept. Counted at the finest level at which a row is labelled.
+    kept. Each row counts at its own finest level, so that no concept is left out for being known coarsely alone.
 
     Parameters
     ----------
-    answers: probabilities (n, width) of each level; labels: (n, len(levels)) int64, -1 = not labelled.
+    answers: probabilities (n, width) of each level; labels: (n, len(levels)) int64, the training columns of
+        ``Taxonomy.columns``, in which a ragged leaf goes on to the finest level; -1 = not labelled.
     """
     concept = labels[:, levels.index(concept_level)]
-    for level in reversed(levels):
-        target = labels[:, levels.index(level)]
-        known = (target >= 0) & (concept >= 0)
-        if level not in answers or not known.any():
-            continue
-        right = (answers[level].argmax(1) == target)[known].float()
-        _, place = concept[known].unique(return_inverse=True)
-        rows = torch.bincount(place)
-        accuracy = torch.zeros_like(rows, dtype=right.dtype).index_add(0, place, right) / rows
-        return float(accuracy.min()) + 1e-6 * float(accuracy.mean())
-    return 0.0
+    decided = {level: p.argmax(1) for level, p in answers.items()}
+    right, judged = right_at_finest(decided, labels, levels)
+    known = (judged >= 0) & (concept >= 0)
+    if not known.any():
+        return 0.0
+    _, place = concept[known].unique(return_inverse=True)
+    rows = torch.bincount(place)
+    accuracy = torch.zeros(len(rows), device=rows.device).index_add(0, place, right[known].float()) / rows
+    return float(accuracy.min()) + 1e-6 * float(accuracy.mean())
+
+
+def right_at_finest(decided: Mapping[str, Tensor], labels: Tensor, levels: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Whether each row is decided rightly at the finest level, of those decided, at which it is labelled.
+
+    Parameters
+    ----------
+    decided: (n,) int64 columns of each level; labels: (n, len(levels)) int64 columns, -1 = not labelled.
+
+    Returns
+    -------
+    (n,) bool, and (n,) int64 the number of that level, -1 where there is none.
+    """
+    right = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    judged = torch.full_like(labels[:, 0], -1)
+    for number, level in enumerate(levels):
+        if level in decided:
+            target = labels[:, number]
+            right = torch.where(target >= 0, decided[level] == target, right)
+            judged = judged.masked_fill(target >= 0, number)
+    return right, judged
 
 
 def _gradient(loss: Tensor, inputs: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ SHARE = (0.01, ".1f", "%")
 
 def result_of(campaign: Campaign, records: dict[int, list[dict[str, Any]]], command: str) -> dict[str, Any]:
     """What ``results/*.json`` holds. ``seconds`` is the sum over trainings, each of which may have run at any time."""
-    table = campaign.table
+    table = campaign.table.at(campaign.scale)
     cells = {seed: [unpack(cell) for record in found for cell in record["cells"]] for seed, found in records.items()}
+    cells = {seed: [*found, *table.derived(found)] for seed, found in cells.items()}
     if cells and campaign.seeds:
         cells[campaign.seeds[0]] = [*cells[campaign.seeds[0]], *table.fixed()]
     measured = gather(cells)
@@ -61,6 +62,7 @@ def text_of(table: Table, result: dict[str, Any]) -> list[str]:
     """The paper's table beside ours, and its claims, as lines."""
     from nestling.commands.words import aligned
 
+    table = table.at(result["scale"])
     lines = [f"{result['name']}, {result['scale']}: {table.paper}", table.about, ""]
     columns = sorted(dict.fromkeys(e["column"] for e in result["table"]), key=place)
     rows = list(dict.fromkeys(e["row"] for e in result["table"]))

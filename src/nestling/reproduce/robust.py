@@ -40,8 +40,17 @@ def on_plants(scale: str, method: str, **more: Any) -> Robust:
 
 
 def on_images(scale: str, method: str, **more: Any) -> Robust:
-    """The benchmark that features are learned from: its coarse classes are the concepts."""
-    settings = {**METHODS[method], "balance": "rows", "augmentation": "crop-mirror", **more}
+    """The benchmark that features are learned from: its coarse classes are the concepts.
+
+    Validation likelihood chooses the epoch, for all methods.
+    """
+    settings = {
+        **METHODS[method],
+        "balance": "rows",
+        "augmentation": "crop-mirror",
+        "selection": "likelihood",
+        **more,
+    }
     if scale == "paper":
         return Robust(epochs=90, batch_size=256, optimizer=PAPER_OPTIMIZER, **settings)
     return Robust(epochs=8, batch_size=128, optimizer=SMALL_OPTIMIZER, **settings)
@@ -83,5 +92,6 @@ def trial(
 def shrunk(trial: Trial) -> Trial:
     """The same in a moment: a network of few channels, one step, few rows. Its figures mean nothing."""
     recipe = replace(trial.recipe, epochs=1, steps_per_epoch=1, batch_size=16)
-    rows = replace(trial.rows, train=400, test=100, sizes=None, validation=0.2)
+    few = {"train": 3000, "sizes": (12, 4), "validation": 4} if trial.rows.sizes else {"train": 400, "validation": 0.2}
+    rows = replace(trial.rows, test=100, **few)
     return replace(trial, recipe=recipe, rows=rows, backbone="conv:4/4")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from nestling.objectives.robust import slow_start_gain
@@ -13,6 +14,12 @@ from nestling.reproduce.table import Cell, Claim, Floor, Table, Trial, better
 
 NETWORK = "conv:24/48/96"
 FLOOR = Floor(row=ERM, column=SINGLE, least=0.6)
+PAPER_FLOOR = Floor(row=ERM, column=SINGLE, least=0.25)
+"""Of the 200 classes of tiny_imagenet32."""
+PAPER_ROWS = (
+    "tiny_imagenet32, whose coarse classes are the concepts; the epoch of best worst-concept validation accuracy, for "
+    "all methods."
+)
 LAMBDAS = {3.0: "CL, lambda 3", 10.0: CL, 30.0: "CL, lambda 30"}
 
 
@@ -23,12 +30,18 @@ def concept_trials(scale: str) -> list[Trial]:
     return [trial(scale, name, recipe, plants(scale), concepts, NETWORK) for name, recipe in recipes.items()]
 
 
+MEASURES = (
+    "Spread: the best concept's accuracy less the worst one's. Moved: test rows moved by a step along the unit "
+    "gradient of their own loss."
+)
+
 CONCEPTS = Table(
     name="robust-concepts",
     paper="Hierarchically Robust Representation Learning, Figure 5, and its claims on concepts",
     about="plantvillage at 32x32, 15 classes of 400 to 40 training rows, each a concept; the epoch of best "
-    "worst-concept validation accuracy, for all methods. Spread: the best concept's accuracy less the worst one's. "
-    "Moved: test rows moved by a step along the unit gradient of their own loss.",
+    "worst-concept validation accuracy, for all methods. Measured elsewhere in this regime: the five smallest concepts "
+    f"79.7 -> 89.3 % under CL, rows moved by 1 53.9 -> 63.4 % under EL. {MEASURES}",
+    scales={"paper": {"about": f"{PAPER_ROWS} {MEASURES}", "floor": PAPER_FLOOR}},
     trials=concept_trials,
     seeds={"smoke": 1, "small": 3, "paper": 3},
     floor=FLOOR,
@@ -58,7 +71,26 @@ CONCEPTS = Table(
 )  # fmt: skip
 
 TAUS = {0.25: "EL, tau 0.25", 0.5: EL, 1.0: "EL, tau 1", 2.0: "EL, tau 2"}
-STEPS = (0.25, 0.5, 1.0, 2.0, 4.0)
+LOST = 0.02
+"""By how much rows have to suffer from a step for it to count."""
+LEAST_GAIN = "moved, where EL gains least"
+
+
+def least_gain(cells: Sequence[Cell]) -> list[Cell]:
+    """ERM and EL at the step at which EL gains least, of those at which ERM has lost 2 points; none without one."""
+    moved = {
+        row: {c.column: c for c in cells if c.row == row and c.column.startswith("moved step ")} for row in (ERM, EL)
+    }
+    whole = moved[ERM].get("moved step 0")
+    steps = [
+        column
+        for column, cell in moved[ERM].items()
+        if whole is not None and column in moved[EL] and cell.value <= whole.value - LOST
+    ]
+    if not steps:
+        return []
+    least = min(steps, key=lambda column: moved[EL][column].value - moved[ERM][column].value)
+    return [replace(moved[row][least], column=LEAST_GAIN) for row in (ERM, EL)]
 
 
 def augmentation_trials(scale: str) -> list[Trial]:
@@ -68,20 +100,22 @@ def augmentation_trials(scale: str) -> list[Trial]:
     return [trial(scale, name, recipe, plants(scale), concepts, NETWORK, options) for name, recipe in recipes.items()]
 
 
+MOVED = (
+    "Accuracy on test rows moved by a step along the unit gradient of their own loss, of ERM and of example "
+    "robustness at four tau; rows and choices as in robust-concepts."
+)
+
 AUGMENTATION = Table(
     name="robust-augmentation",
     paper="Hierarchically Robust Representation Learning, Figure 4",
-    about="Accuracy on test rows moved by a step along the unit gradient of their own loss, of ERM and of example "
-    "robustness at four tau; rows and choices as in robust-concepts.",
+    about=f"{MOVED} Measured elsewhere in this regime: 53.9 -> 63.4 % at step 1.",
+    scales={"paper": {"about": f"{MOVED} {PAPER_ROWS}", "floor": PAPER_FLOOR}},
     trials=augmentation_trials,
     floor=FLOOR,
+    derived=least_gain,
     claims=[
-        *(
-            better(f"{tau:g}-at-{step:g}", f"tau = {tau:g} is above ERM at step {step:g}", name, ERM, None,
-                   f"moved step {step:g}")
-            for tau, name in TAUS.items()
-            for step in STEPS
-        ),
+        better("el-where-erm-loses", "at every step size where ERM has lost 2 points, EL (tau 0.5) is above it",
+               EL, ERM, None, LEAST_GAIN),
         *(
             better(f"{tau:g}-over-{less:g}", f"tau = {tau:g} is above {less:g} at step 4", TAUS[tau], TAUS[less], None,
                    "moved step 4")
@@ -105,7 +139,6 @@ def gains() -> list[Cell]:
         Cell(f"h(s), mu = {mu}", f"h s {s}", slow_start_gain(s, mu, 1.0))
         for mu in (50, 100, 150)
         for s in (2, 5, 10, 30, 100, 300, 1000, 3000, 10_000)
-        if slow_start_gain(s, mu, 1.0) >= 0
     ]
 
 
@@ -117,6 +150,7 @@ SCHEDULE = Table(
     "the slow start gains in the bound on the regret, is computed.",
     trials=schedule_trials,
     floor=FLOOR,
+    scales={"paper": {"floor": PAPER_FLOOR}},
     claims=[
         better("slow-five", "the five smallest concepts gain by the slow start", CL, "CL, no slow start", None, FIVE),
         better("slow-mean", "the mean of concepts gains by the slow start", CL, "CL, no slow start", None, MEAN),
@@ -137,16 +171,26 @@ def control_trials(scale: str) -> list[Trial]:
     return [trial(scale, name, recipe, rows, concepts, NETWORK) for name, recipe in recipes.items()]
 
 
+BALANCED = (
+    "cifar100, whose 20 superclasses, the concepts here, have equally many rows: where concepts are balanced there "
+    "should be little to gain."
+)
+
 CONTROL = Table(
     name="robust-control",
     paper="beyond Hierarchically Robust Representation Learning: a control",
-    about="cifar100, whose 20 superclasses, the concepts here, have equally many rows: where concepts are balanced "
-    "there should be little to gain. 8,000 rows at small, so that the network has hardly begun to learn.",
+    about=f"{BALANCED} 8,000 rows at small, so that the network has hardly begun to learn.",
     trials=control_trials,
     floor=Floor(row=ERM, column=SINGLE, least=0.15),
     claims=[
-        better("cl-worst", "CL's worst concept is above ERM's", CL, ERM, None, WORST),
-        better("cl-mean", "CL's mean of concepts is above ERM's", CL, ERM, None, MEAN),
-        better("spread", "CL's spread of concepts is smaller", ERM, CL, None, SPREAD),
+        Claim(
+            id=f"{method.lower().replace(' ', '-')}-mean-little",
+            text=f"{method} gains less than 2 points in the mean of concepts",
+            more=(ERM, MEAN),
+            less=(method, MEAN),
+            least=-0.02,
+        )
+        for method in (CL, DRO)
     ],
+    scales={"paper": {"about": BALANCED}},
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from nestling.evaluate.concepts import concept_accuracies
+from nestling.evaluate.concepts import rows_of_concepts
+from nestling.evaluate.measure import by_concept as accuracies_by_concept
+from nestling.evaluate.measure import decisions_of
 from nestling.evaluate.moved import accuracy_by_step
 from nestling.methods.robust import Robust
 from nestling.reproduce.measures import SINGLE, Trained, share, trained
@@ -27,17 +27,14 @@ def concepts(trial: Trial, place: Place) -> list[Cell]:
 
 
 def by_concept(trial: Trial, found: Trained) -> list[Cell]:
-    """Of the finest class, on the test rows of every concept; the small concepts are those of few training rows."""
+    """Of each row's finest label, on the test rows of every concept; the small ones are those of few training rows."""
     assert isinstance(trial.recipe, Robust)
-    taxonomy = found.test.taxonomy
-    level = trial.recipe.concepts_at(taxonomy)
-    number, names = taxonomy.level_index(level), taxonomy.classes[level]
-    logits, labels = found.logits(found.test)
-    every = share(trial.row, SINGLE, logits[found.level], labels)
-    codes = found.train.labels[:, number]
-    sizes = dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
-    known = labels.numpy() >= 0
-    accuracies = concept_accuracies(np.asarray(every.samples), found.test.labels[known, number], names, sizes)
+    level = trial.recipe.concepts_at(found.test.taxonomy)
+    outputs, labels = found.outputs(found.test)
+    every = share(trial.row, SINGLE, outputs.logits[found.level].cpu(), labels[:, -1].cpu())
+    decisions = decisions_of(found.run.model, found.run.model.answers(outputs))
+    about = {"level": level, "rows": rows_of_concepts(found.train, level)}
+    accuracies = accuracies_by_concept(decisions, found.test, about)
     figures = {
         WORST: accuracies["worst"],
         FIVE: accuracies["smallest"],

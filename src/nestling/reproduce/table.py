@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,14 @@ class Table:
     """Of columns that are no shares, by how they begin: bytes, seconds, millions."""
     fixed: Callable[[], list[Cell]] = list
     """Cells that no training is needed for."""
+    derived: Callable[[Sequence[Cell]], list[Cell]] = lambda cells: []
+    """Further cells of one seed, made from all that were measured on it."""
+    scales: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields that are others at a scale: what is shown there, its floor, its claims."""
+
+    def at(self, scale: str) -> Table:
+        """The table as it is at a scale."""
+        return replace(self, **self.scales.get(scale, {}))
 
 
 def on_axis(column: str) -> tuple[str, str, float] | None:
