@@ -377,7 +377,16 @@ def test_as_many_rows_of_each_class() -> None:
 
 # The papers' recipes -----------------------------------------------------------------------------------------------
 
-CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet32": 200, "caltech101": 101}
+CLASSES = {
+    "cifar10": 10,
+    "cifar100": 100,
+    "tiny_imagenet32": 200,
+    "caltech101": 101,
+    "digit-pairs": 50,
+    "mnist": 10,
+    "fashion_mnist": 10,
+    "grocery": 81,
+}
 PAPER = [(name, t) for name, table in TABLES.items() for t in table.trials("paper")]
 MOST = 4 << 30
 

@@ -183,7 +183,9 @@ class InstanceProxy(Term):
         starts = instances.rows.starts
         self.slices = [slice(*edges) for edges in pairwise(starts) if edges[0] < edges[1]]
         self.sizes = num_clusters([part.stop - part.start for part in self.slices], num_proxies)
-        owner = torch.repeat_interleave(torch.arange(len(self.sizes)), torch.tensor(self.sizes))
+        owner = torch.repeat_interleave(
+            torch.arange(len(self.sizes)), torch.tensor(self.sizes), output_size=sum(self.sizes)
+        )
         self.membership: Tensor
         self.proxies: Tensor
         self.owner: Tensor
