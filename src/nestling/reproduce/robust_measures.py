@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from nestling.evaluate.concepts import rows_of_concepts
 from nestling.evaluate.measure import by_concept as accuracies_by_concept
 from nestling.evaluate.measure import decisions_of
-from nestling.evaluate.moved import accuracy_by_step
+from nestling.evaluate.moved import STEPS, accuracy_by_step
 from nestling.methods.robust import Robust
 from nestling.reproduce.measures import SINGLE, Trained, share, trained
 from nestling.reproduce.table import Cell, Place, Trial
 
 WORST, FIVE, MEAN, SPREAD = "worst concept", "five smallest", "mean of concepts", "spread"
-STEPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def concepts(trial: Trial, place: Place) -> list[Cell]:
