@@ -616,3 +616,17 @@ def test_a_weight_follows_progress(toy_data: LabelledData, tmp_path: Path, monke
     records = read_lines(run.path / "metrics.jsonl")  # type: ignore[operator]
     assert [sorted(record["terms"]) for record in records] == [["fine"]] * 3 + [["fine", "late"]] * 3
     assert records[-1]["loss"] == pytest.approx(4 * records[-1]["terms"]["fine"])
+
+
+# Compiled ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_network_trains_to_the_same_weights(
+    data: LabelledData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The backend is not ours to test, and its compiler may not be there: what is traced runs as it is.
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compiled(model, backend="eager", **options))
+    plain = quick(RECIPES["end-to-end"], data)
+    run = quick(RECIPES["end-to-end"], data, tmp_path / "run", compile=True)
+    assert_same_weights(run.model, plain.model)

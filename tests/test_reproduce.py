@@ -184,6 +184,14 @@ def test_another_recipe_is_not_mistaken_for_the_same(tmp_path: Path) -> None:
     assert stored(replace(made, recipe=replace(made.recipe, epochs=2)), place) is None
 
 
+def test_some_rows_alone(tmp_path: Path) -> None:
+    campaign = digits(tmp_path)
+    some = replace(campaign, rows=("layers",))
+    assert [[cell["row"] for cell in record["cells"][:1]] for record in some.run()[0]] == [["layers"]]
+    assert some.missing() == ["end-to-end-0"]
+    assert len(campaign.run()[0]) == 2 and not campaign.missing()
+
+
 @pytest.mark.usefixtures("tables")
 def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
     campaign = replace(digits(tmp_path), deadline=time.time() - 1)
@@ -205,6 +213,8 @@ def test_trials_run_side_by_side(tmp_path: Path) -> None:
     [
         (("layerwise-cifar",), "Did you mean 'layerwise-cifar10'?"),
         (("layerwise-cifar10", "--scale", "smal"), "Did you mean 'small'?"),
+        (("layerwise-cifar10", "--rows", "k=1,k=4"), "unknown row k=4"),
+        (("layerwise-cifar10", "--jobs", "0"), "--jobs must be at least 1"),
         (("layerwise-cifar10", "--seeds", "0"), "--seeds must be at least 1"),
         (("layerwise-cifar10", "--budget-minutes", "0"), "--budget-minutes must be above 0"),
         (("layerwise-cifar10", "--budget-minutes", "nan"), "--budget-minutes must be above 0"),

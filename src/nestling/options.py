@@ -78,6 +78,8 @@ class TrainingOptions(SourceOptions):
     workers: int | None = None
     """Processes that decode pictures ahead, where these do not fit into memory; by default all cores but one, at most
     8. What comes out does not depend on it."""
+    compile: bool = False
+    """Compile the network with torch.compile: worth its minute or two where a GPU trains a large one for long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +194,12 @@ class Reproduce:
     """Folder that holds <name>/<split>.parquet; else the environment variable NESTLING_DATA."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    compile: bool = False
+    """Compile every network with torch.compile."""
+    rows: str | None = None
+    """Only these rows of the table, as a,b,c; the same command without it adds the others."""
+    jobs: int | None = None
+    """How many trainings run at once; by default one on a GPU, else one per core."""
     out: str | None = None
     """The folder that holds the runs of every table, as <name>-<scale>; by default runs/reproduce."""
 

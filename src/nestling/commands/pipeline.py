@@ -48,9 +48,10 @@ class Pipeline:
         data_dir: str | None,
         device: str,
         workers: int | None = None,
+        compile: bool = False,
     ) -> None:
         self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
-        self.workers = workers
+        self.workers, self.compile = workers, compile
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
@@ -212,6 +213,7 @@ class Pipeline:
             validation=validation,
             backbone=self.backbone,
             workers=self.workers,
+            compile=self.compile,
         )
 
     def with_baselines(

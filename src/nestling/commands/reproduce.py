@@ -34,6 +34,8 @@ def reproduce(command: Reproduce) -> int:
         raise UsageError(f"--seeds must be at least 1, got {seeds}")
     if not command.budget_minutes > 0:
         raise UsageError(f"--budget-minutes must be above 0, got {command.budget_minutes:g}")
+    if command.jobs is not None and command.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {command.jobs}")
     place = Path(command.out or "runs/reproduce")
     folder = place / f"{table.name}-{command.scale}"
     campaign = Campaign(
@@ -44,6 +46,9 @@ def reproduce(command: Reproduce) -> int:
         trainings=place / f"trainings-{command.scale}",
         data_dir=command.data_dir,
         device=command.device,
+        compile=command.compile,
+        rows=None if command.rows is None else tuple(name.strip() for name in command.rows.split(",")),
+        jobs=command.jobs,
         deadline=time.time() + 60 * command.budget_minutes,
     )
     result = result_of(campaign, campaign.run(), command_line(table.name, command.scale, seeds))

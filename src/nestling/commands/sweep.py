@@ -48,7 +48,7 @@ def sweep(command: Sweep) -> int:
         from nestling.commands.pipeline import Pipeline
 
         options = {**options, "searched": list(ranges)}
-        pipeline = Pipeline(folder, options, fields, command.data_dir, command.device, command.workers)
+        pipeline = Pipeline(folder, options, fields, command.data_dir, command.device, command.workers, command.compile)
         Search(pipeline, ranges, fields, command.storage).run(command.trials)
     answer(str(out))
     return 0

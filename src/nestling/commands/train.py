@@ -57,7 +57,7 @@ def train(command: Train) -> int:
         from nestling.engine.runtime import processes
 
         with processes(command.device):
-            Pipeline(folder, options, fields, command.data_dir, command.device, command.workers).run()
+            Pipeline(folder, options, fields, command.data_dir, command.device, command.workers, command.compile).run()
     answer(str(out))
     return 0
 

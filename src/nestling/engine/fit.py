@@ -82,6 +82,7 @@ def fit(
     validation: LabelledData | None = None,
     backbone: str = "auto",
     workers: int | None = None,
+    compile: bool = False,
     verbose: bool = True,
     whole: bool = False,
 ) -> Run:
@@ -96,6 +97,7 @@ def fit(
     precision: auto, fp32, bf16 or fp16.
     workers: processes that decode pictures ahead, where these do not fit into memory; by default one less than there
         are cores, at most 8. The result does not depend on it.
+    compile: the network by ``torch.compile``, for training; predictions are made without.
     whole: train on every row of ``data``: there are no calibration rows, and no validation rows but those given.
 
     Raises UsageError for settings that cannot be, DivergedError where a loss, gradient or metric is not finite,
@@ -119,6 +121,7 @@ def fit(
                 validation=validation,
                 backbone=backbone,
                 workers=workers,
+                compile=compile,
                 verbose=verbose,
                 whole=whole,
             )
@@ -134,6 +137,7 @@ def fit(
             out.recognise("first weights", weights_hash(model), "of the model that was passed in")
     reporter = Reporter(verbose and collective.rank() == 0)
     runtime = Runtime.choose(device, precision, out.kept("precision") if out else None, workers)
+    runtime = replace(runtime, compiled=compile)
     shape = data.image_shape
     sample = np.linspace(0, len(train) - 1, min(len(train), SAMPLE)).round().astype(np.int64)
     lazy = train.inputs if isinstance(train.inputs, LazyImages) else None

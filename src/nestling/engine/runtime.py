@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,6 +66,8 @@ class Runtime:
     reasons: dict[str, str]
     workers: int = 0
     """Processes that decode pictures ahead, where these are not in memory."""
+    compiled: bool = False
+    """Networks are compiled for training."""
 
     @staticmethod
     def choose(
@@ -121,6 +123,10 @@ class Runtime:
     def prepare(self, module: nn.Module) -> nn.Module:
         """Move to the device, convolutions in channels_last (the fast layout on CPU and GPU alike)."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def compile(self, model: nn.Module) -> Callable[..., Any]:
+        """What calls the model in training: itself, or its compiled form, which shares its weights."""
+        return torch.compile(model, dynamic=False) if self.compiled else model
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Average gradients over the processes, where there are several and something is trained."""

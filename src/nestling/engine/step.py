@@ -26,11 +26,13 @@ class StepModule(nn.Module):
     def __init__(self, model: Model, objective: Objective, runtime: Runtime, until: str | None, since: int = 0) -> None:
         super().__init__()
         self.model, self.objective, self.runtime = model, objective, runtime
+        # In a tuple, so that the weights do not appear a second time under another name.
+        self.calls = (runtime.compile(model),)
         self.options: dict[str, Any] = {"until": until, **({"since": since} if since else {})}
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         with self.runtime.autocast():
-            outputs = self.model(batch.inputs, **self.options)
+            outputs = self.calls[0](batch.inputs, **self.options)
         return self.objective(outputs, batch, progress)
 
 

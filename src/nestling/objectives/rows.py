@@ -139,7 +139,9 @@ class ClassRows(nn.Module):
     def blocks(self, number: int) -> list[tuple[int, int]]:
         """A class's rows in parts that fit into the cache."""
         begin, end = self.starts[number], self.starts[number + 1]
-        size = max(BLOCK // self.weight.shape[1], 1)
+        # A GPU has no such cache, and is bound by the number of calls.
+        on_cpu = self.weight.device.type == "cpu"
+        size = max(BLOCK // self.weight.shape[1], 1) if on_cpu else max(end - begin, 1)
         return [(first, min(first + size, end)) for first in range(begin, end, size)]
 
     def catch_up(self, number: int, matrix: list[list[float]]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nestling.commands.jobs import Job, run_jobs
+from nestling.errors import unknown
 from nestling.files import write_json
 from nestling.provenance import commit
 from nestling.reproduce.table import PRECISION, Cell, Place, Table, Trial
@@ -33,6 +34,11 @@ class Campaign:
     """Holds the run folders, which other tables of this scale share."""
     data_dir: str | None = None
     device: str = "auto"
+    compile: bool = False
+    rows: Sequence[str] | None = None
+    """Only these are trained."""
+    jobs: int | None = None
+    """Trainings at once; None: one on a GPU, else one per core."""
     deadline: float = float("inf")
     """Seconds since 1970; no training is begun after it."""
 
@@ -50,12 +56,21 @@ class Campaign:
             data_dir=self.data_dir,
             device=self.device,
             precision=PRECISION[self.scale],
+            compile=self.compile,
         )
 
     def run(self) -> dict[int, list[dict[str, Any]]]:
-        """Carry out what is still to do; by seed the record of each trial that is finished."""
+        """Carry out what is still to do; by seed the record of each trial that is finished.
+
+        Raises UsageError where one of ``rows`` is none of the table.
+        """
+        names = [trial.row for trial in self.table.trials(self.scale)]
+        for row in self.rows or ():
+            if row not in names:
+                raise unknown("row", row, names)
         every = [(trial, self.place(trial, seed)) for trial, seed in self.trials()]
-        open_ones = [(trial, place) for trial, place in every if stored(trial, place) is None]
+        wanted = [(trial, place) for trial, place in every if self.rows is None or trial.row in self.rows]
+        open_ones = [(trial, place) for trial, place in wanted if stored(trial, place) is None]
         if self.scale == "smoke":
             for trial, place in open_ones:
                 carry_out(trial, place, self.deadline)
@@ -64,7 +79,7 @@ class Campaign:
             os.environ.setdefault("OMP_NUM_THREADS", "1")
             run_jobs(
                 [Job(place.record.stem, carry_out, (trial, place, self.deadline)) for trial, place in open_ones],
-                workers=1 if self.on_gpu() else None,
+                workers=self.jobs or (1 if self.on_gpu() else None),
             )
         records: dict[int, list[dict[str, Any]]] = {seed: [] for seed in self.seeds}
         for trial, place in every:

@@ -89,7 +89,7 @@ def separable(scale: str, k: int, width: int, aux_width: int) -> Layerwise:
 
 
 def separability_trials(scale: str) -> list[Trial]:
-    rows = rows_of(scale, "cifar10")
+    rows = rows_of(scale, "cifar10", 5000)
     widths, aux = ((64, 128, 256), 256) if scale == "paper" else ((16, 32), 32)
     epochs = {"smoke": 1, "small": 2, "paper": 50}[scale]
     layers = (5,) if scale == "smoke" else (1, 2, 3, 4, 5)
@@ -113,8 +113,8 @@ SEPARABILITY = Table(
     name="layerwise-separability",
     paper="Shallow Learning for Deep Networks, Figure 2 and Section 4.2",
     about="Test accuracy of probes on the maps behind each layer: one-versus-rest logistic regression on 2x2 averages, "
-    "and networks of 1 and 2 convolutions. Five layers of equal width; at small the input is halved first, a layer has "
-    "four epochs, and k=2 no twin.",
+    "and networks of 1 and 2 convolutions. Five layers of equal width; at small 5,000 rows train, the input is halved "
+    "first, a layer has four epochs, and k=2 no twin.",
     trials=separability_trials,
     floor=Floor(row="k=3 end-to-end", column="CNN-2 layer 5", least=0.5),
     claims=[

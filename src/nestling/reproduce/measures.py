@@ -79,6 +79,7 @@ def trained(trial: Trial, place: Place) -> Trained:
         precision=place.precision,
         validation=parts.validation,
         backbone=trial.backbone,
+        compile=place.compile,
         verbose=False,
         whole=trial.whole,
     )

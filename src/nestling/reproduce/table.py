@@ -45,6 +45,7 @@ class Place:
     data_dir: str | None
     device: str
     precision: str
+    compile: bool = False
 
     def training(self, trial: Trial, **more: Any) -> Path:
         """The run folder of a trial's network, named by all that its weights depend on.
