@@ -303,6 +303,7 @@ def test_every_combination(fields: dict[str, Any], moves: bool, weights: bool, t
     for selection, mode in (("worst-concept", "max"), ("likelihood", "min")):
         chosen = stage_of(toy_data, **fields, selection=selection).select
         assert chosen is not None and chosen.mode == mode
+    assert stage_of(toy_data, **fields, selection="last").select is None
 
 
 def test_the_network_is_one_softmax_on_the_backbone(toy_data: LabelledData) -> None:

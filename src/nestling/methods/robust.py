@@ -9,7 +9,7 @@ probability, and group DRO weights the concepts by its rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -25,7 +25,7 @@ from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import select_by_likelihood, select_by_worst_concept, temperature_stage
 from nestling.methods.concepts import concept_table, level_of_prior, parse_prior, prior_at
-from nestling.methods.recipe import Context, Perturb, Recipe, Stage, check, of_stage
+from nestling.methods.recipe import Context, Perturb, Recipe, Select, Stage, check, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
 from nestling.objectives import robust
@@ -34,7 +34,7 @@ from nestling.objectives.terms import MarginalCrossEntropy
 from nestling.taxonomy import Taxonomy
 
 ASCENTS = ("projected", "group-dro")
-SELECTIONS = ("auto", "worst-concept", "likelihood")
+SELECTIONS = ("auto", "worst-concept", "likelihood", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Robust(Recipe):
     """Step size of group-dro."""
     selection: str = "auto"
     """How epochs are compared: worst-concept (validation accuracy), likelihood, or auto: the first where concepts are
-    weighted."""
+    weighted; last keeps the last epoch."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +138,7 @@ class Robust(Recipe):
             batch_size=batch_size,
             balance=self.balance,
             augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
-            select=select_by_worst_concept(concepts) if self.by_worst_concept else select_by_likelihood(levels),
+            select=self.select(levels, concepts),
             patience=self.patience,
             perturb=along_the_gradient(self.tau, self.smoothness) if self.tau or self.smoothness else None,
             after_epoch=partial(note_schedule, reducer, total // epochs)
@@ -146,6 +146,12 @@ class Robust(Recipe):
             else None,
         )
         yield temperature_stage(model, data, self.optimizer)
+
+    def select(self, levels: Sequence[str], concepts: str) -> Select | None:
+        """How epochs are compared; None: the last one is kept."""
+        if self.selection == "last":
+            return None
+        return select_by_worst_concept(concepts) if self.by_worst_concept else select_by_likelihood(levels)
 
     def reducer(self, data: LabelledData, rows: np.ndarray, level: str, batch_size: int, total: int) -> ConceptReducer:
         """What weights the concepts of ``rows``; the training takes ``total`` steps."""
