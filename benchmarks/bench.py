@@ -1,20 +1,23 @@
 """How fast we are, beside what there is to compare with: ``python benchmarks/bench.py [--rows loop,help]``.
 
 Rows with two sides measure both in turns, in short bursts, and take the median of the pairs: a neighbour who takes the
-cores for a while takes them from both. Prints a line for each row and a table of memory, and writes results/bench.json.
-A quarter of an hour on two cores.
+cores for a while takes them from both. Prints a line for each row and a table of memory, and writes each into
+results/bench.json once it is measured, in the place of what stood there; other rows stay. A quarter of an hour on two
+cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # As the command line sets it, before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -179,32 +182,48 @@ def main() -> None:
         if name not in [*EVERY, TABLE]:
             raise SystemExit(str(unknown("row", name, [*EVERY, TABLE])))
     size = TINY if options.tiny else Size()
-    began, found = time.monotonic(), []
+    out = Path(options.out)
     Path("runs").mkdir(exist_ok=True)
     # On the disk that runs are written to, not in memory as a /tmp may be.
     with tempfile.TemporaryDirectory(prefix="bench-", dir="runs") as folder:
         for name in names:
             if name in EVERY:
+                began = time.monotonic()
                 row = EVERY[name](Path(folder) / name, size)
-                found.append(row.record())
                 print(row.line(), flush=True)
-    memory = table(size.networks) if TABLE in names else []
-    for line in lines(memory):
-        print(line)
-    write_json(
-        options.out,
-        {
-            "name": "bench",
-            "rows": found,
-            "memory": memory,
-            "command": " ".join(["python", *sys.argv]),
-            "commit": commit(),
-            "hardware": f"{hardware()}, {'with' if cpu_has_bf16() else 'without'} bf16 instructions",
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-            "seconds": round(time.monotonic() - began, 1),
-        },
-    )
+                add(out, "rows", [{**row.record(), **circumstances(began)}])
+    if TABLE in names:
+        began = time.monotonic()
+        memory = table(size.networks)
+        for line in lines(memory):
+            print(line)
+        add(
+            out, "memory", [{"name": f"{row['network']} {row['way']}", **row, **circumstances(began)} for row in memory]
+        )
+
+
+def circumstances(began: float) -> dict[str, object]:
+    """Where, when and with what something was measured since ``began``."""
+    return {
+        "commit": commit(),
+        "hardware": f"{hardware()}, {'with' if cpu_has_bf16() else 'without'} bf16 instructions",
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def add(path: Path, kind: str, measured: Sequence[Mapping[str, Any]]) -> None:
+    """Write what was measured into the file, in the place of entries of the same names."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        before = {}
+    found = {"name": "bench", "rows": before.get("rows", []), "memory": before.get("memory", [])}
+    entries = {entry["name"]: entry for entry in [*found[kind], *measured]}
+    order = {name: number for number, name in enumerate(EVERY)}
+    found[kind] = sorted(entries.values(), key=lambda entry: order.get(entry["name"], len(order)))
+    write_json(path, found)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ def test_every_row_is_measured_and_written(tmp_path: Path) -> None:
     done = bench("--out", str(tmp_path / "bench.json"))
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "bench.json").read_text())
-    assert written.keys() >= {"command", "commit", "hardware", "versions", "seconds"}
     assert tuple(row["name"] for row in written["rows"]) == ROWS
     lines = done.stdout.splitlines()
     for row, line in zip(written["rows"], lines):
@@ -38,6 +37,7 @@ def test_every_row_is_measured_and_written(tmp_path: Path) -> None:
         assert low <= row["value"] <= high
         assert row["met"] in (True, False)
         assert (row["ratio"] is None) == (row["measure"] != "ours / theirs")
+        assert row.keys() >= {"commit", "hardware", "threads", "versions", "seconds"}
         assert line.startswith(row["name"])
         assert row["target"] in line
     titles, *below = lines[len(ROWS) :]
@@ -51,6 +51,22 @@ def test_every_row_is_measured_and_written(tmp_path: Path) -> None:
     mine, whole, rival = written["memory"]
     for name, figure, other in zip(MEMORY, ("tensors", "resident") * 2, (whole, whole, rival, rival)):
         assert shares[name] == pytest.approx((mine[figure] / 1e6, other[figure] / 1e6))
+
+
+def test_a_row_takes_its_own_place_and_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import bench as program
+
+    path = tmp_path / "bench.json"
+    program.add(path, "rows", [{"name": "help", "value": 1}])
+    program.add(path, "rows", [{"name": "loop", "value": 2}])
+    program.add(path, "memory", [{"name": "k=1 layerwise", "peak": 3}])
+    program.add(path, "rows", [{"name": "help", "value": 4}])
+    assert json.loads(path.read_text()) == {
+        "name": "bench",
+        "rows": [{"name": "loop", "value": 2}, {"name": "help", "value": 4}],
+        "memory": [{"name": "k=1 layerwise", "peak": 3}],
+    }
 
 
 def test_an_unknown_row_is_refused(tmp_path: Path) -> None:
