@@ -27,6 +27,7 @@ from nestling.models.build import build_model
 from nestling.models.nested import NestedModel
 from nestling.objectives.reducers import ConceptReducer, ConceptWeighted, GroupDRO
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Objective
+from nestling.report.gather import curve
 from nestling.taxonomy import Taxonomy
 from small import BACKBONE, one_stage, quick, rows, small_model
 
@@ -426,6 +427,9 @@ def test_q_is_logged(toy_data: LabelledData, tmp_path: Any) -> None:
     for q in [*logged, *(record["reducers"]["fine"] for record in run.history)]:
         assert q.keys() == {"animal", "plant"} and sum(q.values()) == pytest.approx(1) and min(q.values()) >= 0
     assert len({q["animal"] for q in logged}) == 6
+    # The worst concept chose the epoch, so that there is no validation loss to draw.
+    drawn = curve("robust", 0, run).metrics
+    assert "worst concept's accuracy" in drawn and "validation loss" not in drawn
 
 
 def test_rare_concepts_gain(toy_data: LabelledData) -> None:

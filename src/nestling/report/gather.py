@@ -63,6 +63,8 @@ def curve(method: str, seed: int, run: Run) -> Curve:
         metrics[name] = [record.get(name) for record in history]
     for level in model_levels(run, levels):
         metrics[f"{level} accuracy"] = [record.get("accuracy", {}).get(level) for record in history]
+    # Where epochs were not compared by a loss there is none to draw.
+    metrics = {name: values for name, values in metrics.items() if any(value is not None for value in values)}
     return Curve(
         method=method,
         seed=seed,
