@@ -29,6 +29,7 @@ from nestling.reproduce.layerwise import on_cifar, on_imagenet, trial, twin
 from nestling.reproduce.probes import Reduction, per_class
 from nestling.reproduce.result import result_of, text_of
 from nestling.reproduce.robust_concepts import LEAST_GAIN, least_gain
+from nestling.reproduce.robust_measures import rows_worth
 from nestling.reproduce.rows import Rows
 from nestling.reproduce.table import SCALES, Cell, Claim, Floor, Table, Trial
 from nestling.reproduce.verdict import decide, difference, gather, summary
@@ -98,6 +99,15 @@ def test_below_three_seeds_the_interval_is_of_the_test_rows() -> None:
 def test_shares_without_rows_of_their_own_take_the_normal_approximation() -> None:
     found = difference({0: Cell("a", "x", 0.5, count=100)}, {0: Cell("b", "x", 0.5, count=100)})
     assert found == pytest.approx((0.0, -1.96 * math.sqrt(0.005), 1.96 * math.sqrt(0.005)), abs=1e-4)
+
+
+def test_a_mean_of_concepts_is_as_uncertain_as_its_parts() -> None:
+    # Of four shares of 0.5 on 25 rows each the mean is one on 100 rows; a share by itself is of its own rows.
+    assert rows_worth(0.5, [(0.5, 25, 0.25)] * 4) == 100
+    assert rows_worth(0.8, [(0.8, 30, 1.0)]) == 30
+    # 0.9 - 0.5 on 40 rows each: (0.09 + 0.25) / 40 = 0.24 / 28.2.
+    assert rows_worth(0.4, [(0.9, 40, 1.0), (0.5, 40, -1.0)]) == 28
+    assert rows_worth(1.0, [(1.0, 30, 1.0)]) == 0
 
 
 def test_what_was_not_measured_is_said() -> None:
@@ -311,8 +321,9 @@ def test_every_table_runs_at_smoke(name: str, nestling_data: Path, tmp_path: Pat
 @pytest.mark.parametrize("name", [name for name in TABLES if name.startswith("robust-")])
 def test_all_methods_of_a_table_choose_the_epoch_by_one_rule(name: str) -> None:
     """Said outright: what "auto" stands for depends on the method."""
-    rule = "likelihood" if name in ("robust-transfer", "robust-finetune") else "worst-concept"
     for scale in SCALES:
+        rule = "last" if scale == "paper" else "likelihood"
+        rule = rule if name in ("robust-transfer", "robust-finetune") else "worst-concept"
         recipes = [made.recipe for made in TABLES[name].trials(scale)]
         assert [recipe.selection for recipe in recipes if isinstance(recipe, Robust)] == [rule] * len(recipes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nestling.evaluate.concepts import rows_of_concepts
+from nestling.evaluate.concepts import SMALLEST, rows_of_concepts
 from nestling.evaluate.measure import by_concept as accuracies_by_concept
 from nestling.evaluate.measure import decisions_of
 from nestling.evaluate.moved import STEPS, accuracy_by_step
@@ -34,14 +34,34 @@ def by_concept(trial: Trial, found: Trained) -> list[Cell]:
     decisions = decisions_of(found.run.model, found.run.model.answers(outputs))
     about = {"level": level, "rows": rows_of_concepts(found.train, level)}
     accuracies = accuracies_by_concept(decisions, found.test, about)
+    shares = {name: (value, accuracies["n"][name]) for name, value in accuracies["accuracy"].items()}
+    names = list(shares)
+    small = sorted(names, key=lambda name: (about["rows"].get(name, 0), name))[:SMALLEST]
+    # Each is a weighted sum of some concepts' accuracies.
     figures = {
-        WORST: accuracies["worst"],
-        FIVE: accuracies["smallest"],
-        MEAN: accuracies["mean"],
-        SPREAD: accuracies["spread"],
+        WORST: (accuracies["worst"], {names[0]: 1.0}),
+        FIVE: (accuracies["smallest"], {name: 1 / len(small) for name in small}),
+        MEAN: (accuracies["mean"], {name: 1 / len(names) for name in names}),
+        SPREAD: (accuracies["spread"], {names[0]: -1.0, names[-1]: 1.0}),
     }
-    ordered = {f"sorted rank {rank}": value for rank, value in enumerate(accuracies["accuracy"].values(), 1)}
-    return [every, *(Cell(trial.row, column, float(value)) for column, value in {**figures, **ordered}.items())]
+    cells = [
+        Cell(trial.row, column, float(value), count=rows_worth(value, [(*shares[name], by) for name, by in of.items()]))
+        for column, (value, of) in figures.items()
+    ]
+    ordered = [
+        Cell(trial.row, f"sorted rank {rank}", value, count=count)
+        for rank, (value, count) in enumerate(shares.values(), 1)
+    ]
+    return [every, *cells, *ordered]
+
+
+def rows_worth(value: float, parts: Sequence[tuple[float, int, float]]) -> int:
+    """Of how many rows a share ``value`` would be as uncertain as the sum of shares that it is; 0 where it is certain.
+
+    ``parts``: of each its share, the rows that it is of, and its factor in the sum.
+    """
+    variance = sum(factor**2 * share * (1 - share) / count for share, count, factor in parts)
+    return round(value * (1 - value) / variance) if variance > 0 else 0
 
 
 def moved(row: str, found: Trained, steps: Sequence[float]) -> list[Cell]:
