@@ -337,6 +337,16 @@ def test_the_icicle_spans_leaves_in_order_also_in_a_ragged_tree():
     Page(render(content))
 
 
+def test_levels_below_those_answered_are_not_drawn():
+    """Search from coarse labels answers at the coarse level alone."""
+    taxonomy = Taxonomy.from_paths(["a/x", "a/y", "b/z"])
+    content = make(taxonomy)
+    content = dataclasses.replace(content, node_accuracy={"coarse": content.node_accuracy["coarse"]})
+    found, leaves = icicle.nodes(content)
+    assert ([node.name for node in found], leaves) == (["a", "b"], 2)
+    assert icicle.icicle(dataclasses.replace(content, node_accuracy={})) is None
+
+
 @pytest.mark.parametrize("leaves", [1, 2, 61, 200, 900])
 def test_trees_of_any_size_are_drawn(leaves):
     taxonomy = Taxonomy.from_paths([(f"class {k % 7}", f"a rather long species name {k}") for k in range(leaves)])

@@ -36,12 +36,18 @@ class Node:
     count: int
 
 
+def shown_levels(content: Content) -> tuple[str, ...]:
+    """Those down to the finest one at which rows were answered: below, a box could say nothing."""
+    levels = () if content.taxonomy is None else content.taxonomy.levels
+    answered = [k for k, level in enumerate(levels) if np.sum(content.node_accuracy.get(level, (0, 0))[1])]
+    return tuple(levels[: answered[-1] + 1]) if answered else ()
+
+
 def nodes(content: Content) -> tuple[list[Node], int]:
     """(every class with its span of leaves in depth-first order, number of leaves)."""
-    taxonomy = content.taxonomy
-    if taxonomy is None:
+    taxonomy, levels = content.taxonomy, shown_levels(content)
+    if taxonomy is None or not levels:
         return [], 0
-    levels = list(taxonomy.levels)
     chains = np.empty((taxonomy.width(levels[-1]), len(levels)), dtype=np.int64)
     chains[:, -1] = np.arange(len(chains))
     for depth in range(len(levels) - 1, 0, -1):
@@ -118,9 +124,9 @@ def _block(
 def icicle(content: Content) -> Figure | None:
     """The taxonomy with the accuracy and number of test rows of every class."""
     found, leaves = nodes(content)
-    if not found or content.taxonomy is None or not any(node.count for node in found):
+    if not found or content.taxonomy is None:
         return None
-    levels = content.taxonomy.levels
+    levels = shown_levels(content)
     blocks = _cut(found, leaves)
     lines = max(end - begin for begin, end in blocks)
     line = 11.0 / lines if leaves > LABELLED else min(0.5, max(0.125, 6.2 / lines))
