@@ -89,7 +89,7 @@ class Coins(ConceptOptions, Recipe):
     variant: str = "coins-imp"
     """ins (instances alone), cos (coarse labels alone), coins (both), coins-imp (instances within their coarse class),
     coins-cos (cosine softmax), coins-cos-mlp (and a head of two layers), coinsp (and proxies), supcon (supervised
-    contrastive on coarse labels), moco (MoCo-v2), moco-coarse (and coarse labels), opt (fine labels, an upper bound)."""
+    contrastive on coarse labels), moco (MoCo-v2), moco-coarse (and coarse labels), opt (fine labels, a bound)."""
     label_level: str | None = None
     """The level of the coarse labels; the coarsest by default. opt takes the finest."""
     instance_weight: float = 0.5

@@ -12,7 +12,7 @@ from nestling.evaluate.retrieval import precision_at_r, recalls
 from nestling.methods.coins import Coins
 from nestling.methods.recipe import Optimizer
 from nestling.models.search import SearchModel
-from nestling.reproduce.measures import share, trained
+from nestling.reproduce.measures import Trained, share, trained
 from nestling.reproduce.rows import Rows
 from nestling.reproduce.table import Cell, Claim, Place, Trial, better
 
@@ -41,7 +41,11 @@ def search(trial: Trial, place: Place) -> list[Cell]:
 
     Features are those of the backbone, compared by cosine similarity.
     """
-    found = trained(trial, place)
+    return searched(trial, trained(trial, place))
+
+
+def searched(trial: Trial, found: Trained) -> list[Cell]:
+    """``search`` of a network that is trained."""
     assert isinstance(found.run.model, SearchModel)
     outputs, labels = found.outputs(found.test)
     features, labels = outputs.embedding.cpu(), labels.cpu()
