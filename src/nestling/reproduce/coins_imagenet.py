@@ -92,7 +92,7 @@ def imagenet_trials(scale: str) -> list[Trial]:
 IMAGENET = Table(
     name="coins-imagenet",
     paper="Weakly Supervised Representation Learning with Coarse Labels, Table 4",
-    about="tiny_imagenet32 (8 coarse, 200 fine classes) in ImageNet's place: the paper's numbers are of other data, and "
+    about="tiny_imagenet32 (8 coarse, 200 fine classes) in ImageNet's place: the paper's numbers are of other data; "
     "pictures are of 32x32, under a stem for such. moco is MoCo-v2, moco-coarse the paper's CoIns: coarse labels "
     "weighted 0.5 beside it. Frozen features, judged by a linear classifier and by search.",
     trials=imagenet_trials,
