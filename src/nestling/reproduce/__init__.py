@@ -4,6 +4,7 @@ from nestling.reproduce.coins_choice import CHOICE
 from nestling.reproduce.coins_imagenet import IMAGENET as COINS_IMAGENET
 from nestling.reproduce.coins_patches import PATCHES
 from nestling.reproduce.coins_search import CIFAR100, GROCERY, SMALL
+from nestling.reproduce.coins_theory import THEORY
 from nestling.reproduce.layerwise_cifar import CIFAR10, DOWNSAMPLING, SEPARABILITY
 from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WIDTH
 from nestling.reproduce.layerwise_memory import MEMORY
@@ -39,5 +40,6 @@ TABLES: dict[str, Table] = {
         CHOICE,
         COINS_IMAGENET,
         PATCHES,
+        THEORY,
     )
 }
