@@ -11,8 +11,7 @@ import torch
 
 from nestling.evaluate.linear import linear_evaluation
 from nestling.methods.coins import Coins, Moco
-from nestling.methods.recipe import Optimizer
-from nestling.reproduce.coins import KS, searched
+from nestling.reproduce.coins import KS, PAPER_OPTIMIZER, searched
 from nestling.reproduce.measures import trained
 from nestling.reproduce.rows import Rows
 from nestling.reproduce.table import Cell, Floor, Place, Table, Trial, better
@@ -56,16 +55,14 @@ def of_moco(scale: str, variant: str) -> Coins:
         mlp=128,
         augmentation="strong",
         moco=Moco(queue=4096, momentum=0.99) if small else Moco(),
-        optimizer=Optimizer(name="sgd", lr=0.06 if small else 0.03, weight_decay=1e-4, schedule="cosine"),
+        optimizer=replace(PAPER_OPTIMIZER, lr=0.06 if small else 0.03, weight_decay=1e-4, schedule="cosine"),
     )
 
 
 def of_labels(scale: str, variant: str) -> Coins:
     """Classification as torchvision's reference trains it, for 90 epochs; at small as long as the others."""
     small = scale != "paper"
-    thirds = Optimizer(
-        name="sgd", lr=0.1, weight_decay=1e-4, schedule="steps", factor=10.0, drops=(0.3333333333, 0.6666666667)
-    )
+    thirds = replace(PAPER_OPTIMIZER, weight_decay=1e-4, factor=10.0, drops=(0.3333333333, 0.6666666667))
     return Coins(
         variant=variant,
         epochs=15 if small else 90,
