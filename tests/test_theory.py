@@ -15,6 +15,7 @@ from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
 from nestling.evaluate.theory import check_theory, implied_constant, relaxed, theory_of
 from nestling.methods import Coins
+from nestling.objectives.instance_terms import InstanceTerm
 from small import quick
 
 
@@ -105,13 +106,13 @@ def test_on_a_trained_model(variant: str, toy_data: LabelledData) -> None:
     found = theory_of(run, toy_data, Runtime.choose("cpu", "fp32"))
     assert found is not None and len(found.instance) == 192, "the rows that trained"
     term = run.objectives["search"].terms[1]
-    w, f = term.rows.current(), run.model(run.preprocessing(toy_data.images(term.index[:3]))).features["coarse"]  # type: ignore[union-attr,operator,index]
-    expected = (f @ w.T).softmax(1)[torch.arange(3), torch.arange(3)]
+    assert isinstance(term, InstanceTerm)
+    features = run.model(run.preprocessing(toy_data.images(term.index[:3]))).features["coarse"]
+    expected = (features @ term.rows.current().T).softmax(1)[torch.arange(3), torch.arange(3)]
     torch.testing.assert_close(found.instance[:3].float(), expected, rtol=1e-4, atol=1e-6)
     figures = found.figures()
-    assert figures["fine"]["violations"] == 0 and figures["fine"]["z"] == min(
-        np.bincount(toy_data.labels[term.index, 2])
-    )  # type: ignore[index]
+    assert figures["fine"]["violations"] == 0
+    assert figures["fine"]["z"] == np.bincount(toy_data.labels[term.index, 2]).min()
     assert figures["fine"]["lemma"] <= figures["fine"]["bound"] <= figures["fine"]["measured"]
     assert figures["alpha"]["mean"] <= figures["alpha within"]["mean"]
 

@@ -32,8 +32,12 @@ def frozen(trial: Trial, place: Place) -> list[Cell]:
     It learns from the fine labels of the training rows, on features without augmentation.
     """
     found = trained(trial, place)
-    given = [part for rows in (found.train, found.test) for part in (found.embed(rows), rows.labels[:, -1])]
-    shares = linear_evaluation(*(torch.from_numpy(part).to(found.runtime.device) for part in given))
+    device = found.runtime.device
+    (train, train_labels), (test, test_labels) = (
+        (torch.from_numpy(found.embed(rows)).to(device), torch.from_numpy(rows.labels[:, -1]).to(device))
+        for rows in (found.train, found.test)
+    )
+    shares = linear_evaluation(train, train_labels, test, test_labels)
     count = len(found.test)
     return [
         *searched(trial, found),
