@@ -59,6 +59,8 @@ TERMS = {
     "coins-cos-mlp": {"coarse", "instance"},
     "coinsp": {"coarse", "instance", "proxy"},
     "supcon": {"coarse", "contrast"},
+    "moco": {"coarse", "instance"},
+    "moco-coarse": {"coarse", "instance"},
     "opt": {"fine"},
 }
 
@@ -68,11 +70,18 @@ def test_variants(variant: str, toy_data: LabelledData) -> None:
     stage, model = stage_of(Coins(variant=variant, instance_weight=0.3, epochs=4), toy_data)
     weighted = {term.name: (weight, term) for weight, term in Objective.of(stage.objective).weighted()}
     assert weighted.keys() == TERMS[variant]
-    assert model.cosine == (variant in ("coins-cos", "coins-cos-mlp", "coinsp", "supcon"))
-    assert isinstance(model.projection, torch.nn.Identity) == (variant not in ("coins-cos-mlp", "coinsp", "supcon"))
-    assert model.probe == (variant in ("ins", "supcon"))
+    headed = ("coins-cos-mlp", "coinsp", "supcon", "moco", "moco-coarse")
+    assert model.cosine == (variant in ("coins-cos", *headed))
+    assert isinstance(model.projection, torch.nn.Identity) == (variant not in headed)
+    assert model.probe == (variant in ("ins", "supcon", "moco"))
+    assert stage.pairs == (variant in ("moco", "moco-coarse"))
     assert stage.select is None, "the last epoch is kept"
-    if "instance" in weighted:
+    if stage.pairs:
+        assert {name: weight for name, (weight, _) in weighted.items()} == {
+            "coarse": 0.5 if variant == "moco-coarse" else 1.0,
+            "instance": 1.0,
+        }
+    elif "instance" in weighted:
         weight, term = weighted["instance"]
         assert weight == (1 if variant == "ins" else 0.3)
         assert isinstance(term, InstanceWithin) == (variant not in ("ins", "coins"))

@@ -16,7 +16,7 @@ from nestling.models.backbones import Backbone, auto_backbone, build_backbone, n
 from nestling.models.build import METHODS, NetworkOptions, build_model, rebuild
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
-from nestling.models.resnet import RESNETS
+from nestling.models.resnet import BOTTLENECKED, RESNETS
 from nestling.models.weights import restore
 from nestling.taxonomy import Taxonomy
 
@@ -345,8 +345,12 @@ def test_restore_keeps_layouts_and_refuses_what_does_not_fit() -> None:
 
 # ResNets -------------------------------------------------------------------------------------------------------------
 
-# Torchvision's own counts: 11,689,512 and 21,797,672, less the last layer's 512·1,000 + 1,000.
-IMAGENET = {"resnet18": 11_689_512 - 513_000, "resnet34": 21_797_672 - 513_000}
+# Torchvision's own counts, less the last layer's 512·1,000 + 1,000, of bottlenecks 2,048·1,000 + 1,000.
+IMAGENET = {
+    "resnet18": 11_689_512 - 513_000,
+    "resnet34": 21_797_672 - 513_000,
+    "resnet50": 25_557_032 - 2_049_000,
+}
 
 
 @pytest.mark.parametrize("name", RESNETS)
@@ -354,15 +358,17 @@ def test_resnet_maps(name: str) -> None:
     small = build_backbone(f"{name}-4", (3, 32, 32)).eval()
     assert isinstance(small, Backbone)
     maps = small(images(1, 3, 32, 32))
-    assert small.channels == (4, 8, 16, 32)
-    assert [tuple(m.shape) for m in maps] == [(1, 4, 32, 32), (1, 8, 16, 16), (1, 16, 8, 8), (1, 32, 4, 4)]
+    bottlenecks = name in BOTTLENECKED
+    channels = [4 * each if bottlenecks else each for each in (4, 8, 16, 32)]
+    assert list(small.channels) == channels
+    assert [tuple(m.shape) for m in maps] == [(1, c, side, side) for c, side in zip(channels, (32, 16, 8, 4))]
     odd = small(images(1, 3, 33, 47))
     assert [tuple(m.shape[2:]) for m in odd] == [(33, 47), (17, 24), (9, 12), (5, 6)]
     large = build_backbone(f"{name}-4", (3, 96, 65)).eval()
     assert [tuple(m.shape[2:]) for m in large(images(1, 3, 96, 65))] == [(24, 17), (12, 9), (6, 5), (3, 3)]
     convolutions = [m for m in small.modules() if isinstance(m, nn.Conv2d)]
-    # As the name counts: the stem, two per block and the last layer; three shortcuts are projected.
-    assert len(convolutions) - 3 + 1 == int(name.removeprefix("resnet"))
+    # As the name counts: the stem, two or three per block and the last layer; three or four shortcuts are projected.
+    assert len(convolutions) - 3 - bottlenecks + 1 == int(name.removeprefix("resnet"))
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -380,6 +386,20 @@ def test_a_block_by_hand() -> None:
         nn.init.dirac_(convolution.weight)
     x = torch.tensor([1.5, -2.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
     expected = torch.tensor([3.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
+    torch.testing.assert_close(block(x.clone()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bottleneck_by_hand() -> None:
+    """Four channels, a middle one that the first picks: relu(x), widened into the third, and x beside it."""
+    from nestling.models.resnet import Bottleneck
+
+    block = Bottleneck(4, 4, 1).eval()
+    for convolution, place in ((block.conv1, (0, 1, 0, 0)), (block.conv2, (0, 0, 1, 1)), (block.conv3, (2, 0, 0, 0))):
+        nn.init.zeros_(convolution.weight)
+        with torch.no_grad():
+            convolution.weight[place] = 1
+    x = torch.tensor([-1.0, 3.0, 0.5, 2.0]).view(1, 4, 1, 1).expand(1, 4, 3, 3)
+    expected = torch.tensor([0.0, 3.0, 3.5, 2.0]).view(1, 4, 1, 1).expand(1, 4, 3, 3)
     torch.testing.assert_close(block(x.clone()), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -407,6 +407,7 @@ CLASSES = {
     "mnist": 10,
     "fashion_mnist": 10,
     "grocery": 81,
+    "patches": 128,
 }
 PAPER = [(name, t) for name, table in TABLES.items() for t in table.trials("paper")]
 MOST = 4 << 30

@@ -20,6 +20,7 @@ from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run, fit
 from nestling.errors import DivergedError
 from nestling.methods import Coins, FlatMarginal, Nested, Robust
+from nestling.methods.coins import Moco
 from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
 from nestling.objectives.instance_terms import InstanceWithin
@@ -42,6 +43,7 @@ CURVES: dict[str, Recipe] = {
     "coins": Coins(variant="coinsp", epochs=4, batch_size=9, steps_per_epoch=5, norm="none", proxy_weight=1.0),
     "instances": Coins(variant="coins", epochs=2, batch_size=15, norm="none"),
     "contrast": Coins(variant="supcon", epochs=2, batch_size=15, norm="none", augmentation="none"),
+    "momentum": Coins(variant="moco-coarse", epochs=2, batch_size=9, norm="none", moco=Moco(queue=20, momentum=0.9)),
     "flat": FlatMarginal(epochs=2, batch_size=9, steps_per_epoch=7, norm="none", optimizer=SGD),
 }
 

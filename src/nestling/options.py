@@ -58,7 +58,7 @@ class TrainingOptions(SourceOptions):
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE")] = ()
     """Fields of the method's recipe, such as epochs=30 optimizer.lr=0.05."""
     backbone: str | None = None
-    """auto (the default), resnet10, resnet18, resnet34, resnet18-16 (first width), or widths as conv:8-16/32/64."""
+    """auto (the default), resnet10, -18, -34 or -50, resnet18-16 (first width), or widths as conv:8-16/32/64."""
     image_size: int | None = None
     """Pixels a side; by default from the data."""
     init: str | None = None

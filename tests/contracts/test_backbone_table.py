@@ -13,10 +13,10 @@ import fake_timm
 from nestling.errors import UsageError
 from nestling.models.backbones import Backbone, ConvBackbone, build_backbone
 from nestling.models.convnet import Block
-from nestling.models.resnet import RESNETS, BasicBlock, ResNet
+from nestling.models.resnet import BOTTLENECKED, RESNETS, BasicBlock, Bottleneck, ResNet
 from nestling.models.timm_backbones import TimmBackbone
 
-BLOCKS = {BasicBlock, Block}
+BLOCKS = {BasicBlock, Bottleneck, Block}
 """Parts of backbones, which return one tensor."""
 
 
@@ -45,7 +45,10 @@ TABLE = [
             f"{name}-4",
             ResNet,
             (3, 18, 32),
-            ((4, 18, 32), (8, 9, 16), (16, 5, 8), (32, 3, 4)),
+            tuple(
+                (channels * (4 if name in BOTTLENECKED else 1), height, width)
+                for channels, height, width in ((4, 18, 32), (8, 9, 16), (16, 5, 8), (32, 3, 4))
+            ),
             (f"{name}-4", (3, 32, 32), "none", "has batch norm in every block"),
         )
         for name in RESNETS

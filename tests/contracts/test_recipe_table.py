@@ -16,6 +16,7 @@ from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
 from nestling.methods import RECIPES
+from nestling.methods.coins import Moco
 from nestling.methods.prune import Compression
 from nestling.methods.recipe import Context, Optimizer, Recipe, Select
 from nestling.models.build import METHODS
@@ -88,6 +89,8 @@ TABLE = [
             ("coinsp", {"epochs": 2}, {"num_proxies": 10**6}, "number of rows, 240; got 1000000", ("coarse",)),
             ("supcon", {}, {"label_level": "clade"}, "unknown level clade", ("coarse",)),
             ("supcon", {"learn_temperature": True}, {"temperature": -1.0}, "must be above 0, got -1.0", ("coarse",)),
+            ("moco", {"moco": Moco(queue=7)}, {"moco": Moco(queue=0)}, "moco.queue must be at least 1", ("coarse",)),
+            ("moco-coarse", {}, {"moco": Moco(momentum=1.5)}, "moco.momentum must be at least 0 and at", ("coarse",)),
             ("opt", {}, {"epochs": (1, 2)}, "2 values for 1 stages", ("coarse", "middle", "fine")),
         )
     ),

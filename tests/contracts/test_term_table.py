@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from discover import final_subclasses
-from torch import Tensor
+from torch import Tensor, nn
 
 from nestling.data.batch import Batch
 from nestling.errors import UsageError
 from nestling.models.heads import Calibration
 from nestling.models.model import Outputs
 from nestling.objectives.instance_terms import Instance, InstanceProxy, InstanceWithin, SupervisedContrastive
+from nestling.objectives.momentum import MomentumContrast
 from nestling.objectives.reducers import Mean
 from nestling.objectives.terms import (
     CrossEntropy,
@@ -81,6 +82,8 @@ class Row:
     wrong: Callable[[Outputs, Batch], tuple[Outputs, Batch]]
     """To inputs that it refuses."""
     message: str
+    labelled: bool = True
+    """Whether a row counts for its label, or for the training row that it is."""
 
 
 def narrow(level: str) -> Callable[[Outputs, Batch], tuple[Outputs, Batch]]:
@@ -155,6 +158,33 @@ def contrast(outputs: Outputs, row: int) -> float:
     return math.log(sum(map(math.exp, scores.values()))) - sum(scores[j] for j in mine) / len(mine)
 
 
+class Seen(nn.Module):
+    """Pictures of four pixels to features: the smallest network that momentum contrast can copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> Outputs:
+        seen = self.linear(images.flatten(1))
+        return Outputs({}, {"coarse": seen}, seen)
+
+
+def momentum() -> MomentumContrast:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(6)
+        return MomentumContrast("coarse", Seen(), 4, queue=3)
+
+
+def other_view(outputs: Outputs, row: int) -> float:
+    """Of the other view among the queue's three."""
+    term, (_, batch) = momentum(), inputs()
+    assert batch.other is not None
+    z, key = outputs.features["coarse"][row], term.keys.linear(batch.other[row].flatten())  # type: ignore[operator,union-attr]
+    scores = [float(z @ key / key.norm()), *(float(z @ old) for old in term.queue)]
+    return math.log(sum(map(math.exp, scores))) - scores[0]
+
+
 def nameless(outputs: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
     return outputs, replace(batch, levels=("coarse", "middle", "other"))
 
@@ -205,6 +235,15 @@ TABLE = [
         lambda outputs, batch: (outputs, replace(batch, levels=("top", "middle", "fine"))),
         "unknown level coarse: expected one of 'top', 'middle', 'fine'",
     ),
+    Row(
+        MomentumContrast,
+        momentum,
+        [True] * 7,
+        other_view,
+        lambda outputs, batch: (outputs, replace(batch, other=None)),
+        "two views of a row, and the batch has one: set Stage.pairs",
+        labelled=False,
+    ),
 ]
 _CALIBRATION = calibration()
 
@@ -216,8 +255,9 @@ def inputs(requires_grad: bool = False) -> tuple[Outputs, Batch]:
         for level in TREE.levels
     }
     features = {level: torch.rand(7, 4, generator=generator).requires_grad_(requires_grad) for level in TREE.levels}
+    other = torch.rand(7, 1, 2, 2, generator=generator)
     return Outputs(logits, features, torch.zeros(7, 4)), Batch(
-        torch.zeros(7, 1, 2, 2), LABELS, torch.arange(7), TREE.levels
+        torch.zeros(7, 1, 2, 2), LABELS, torch.arange(7), TREE.levels, other
     )
 
 
@@ -264,6 +304,7 @@ def test_unlabelled_rows_have_no_gradient(row: Row) -> None:
     assert any(gradient[torch.tensor(row.known)].any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("row", [row for row in TABLE if row.labelled], ids=lambda row: row.kind.__name__)
 def test_a_batch_without_labels_is_zero_and_finite(row: Row) -> None:
     outputs, batch = inputs(requires_grad=True)
     nothing = replace(batch, labels=torch.full_like(LABELS, -1), index=batch.index + 7)
@@ -282,7 +323,9 @@ def test_rows_stand_for_themselves(row: Row) -> None:
     logits, features = ({level: t[order] for level, t in given.items()} for given in (outputs.logits, outputs.features))
     shuffled = Outputs(logits, features, outputs.embedding)
     values, _ = called(row.make(), outputs, batch)
-    again, _ = called(row.make(), shuffled, replace(batch, labels=LABELS[order], index=batch.index[order]))
+    assert batch.other is not None
+    moved = replace(batch, labels=LABELS[order], index=batch.index[order], other=batch.other[order])
+    again, _ = called(row.make(), shuffled, moved)
     torch.testing.assert_close(again, values[order])
 
 
@@ -302,8 +345,10 @@ def test_terms_that_compare_rows_say_so(row: Row) -> None:
 def test_terms_save_no_weights_of_the_model(row: Row) -> None:
     term = row.make()
     assert not list(term.parameters())
-    kept = {"weight", "velocity", "behind", "membership", "proxies"}
-    assert {name.rpartition(".")[2] for name in term.state_dict()} <= kept, "rows and clusters of its own alone"
+    kept = {"weight", "velocity", "behind", "membership", "proxies", "queue", "place"}
+    # A slow copy is no longer the model's weights.
+    own = [name for name in term.state_dict() if not name.startswith("keys.")]
+    assert {name.rpartition(".")[2] for name in own} <= kept, "rows, clusters and queues of its own alone"
 
 
 def test_what_terms_refuse(row: Row) -> None:

@@ -14,6 +14,7 @@ from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import compare, verdict
 from nestling.evaluate.measure import Measurement, mean_over_seeds, measure, outputs_of
+from nestling.evaluate.theory import theory_of
 from nestling.files import write_bytes, write_json, write_text
 from nestling.provenance import provenance
 from nestling.report import render, render_card
@@ -37,6 +38,8 @@ class Finish:
     about: Mapping[str, Any]
     """What the bundle remembers of the options."""
     notes: Sequence[str]
+    train: LabelledData | None = None
+    """The rows that the runs were given, on which a method's theory is checked."""
     began: float
     """``time.monotonic()`` at the beginning of this process's work."""
 
@@ -53,6 +56,9 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
                 measurements.setdefault(name, []).append(measurement)
     main = end.runs[end.method][0]
     metrics = summarise(end, measurements)
+    theory = None if end.train is None else theory_of(main, end.train, runtime)
+    if theory is not None:
+        metrics["theory"] = theory.figures()
     content = gather(
         title=f"{end.method} on {end.source}",
         source=end.source,
@@ -64,6 +70,7 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
         test=end.test,
         model=main.model,
         notes=end.notes,
+        theory=None if theory is None else theory.rows(),
         preprocessing=main.preprocessing,
     )
     card = render_card(

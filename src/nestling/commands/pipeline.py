@@ -95,6 +95,7 @@ class Pipeline:
             runs={name: [run] for name, run in runs.items()},
             seeds=[self.seed],
             test=test,
+            train=train,
             source=str(self.source),
             device=self.device,
             workers=self.workers,

@@ -54,7 +54,8 @@ def reproduce(command: Reproduce) -> int:
     result = result_of(campaign, campaign.run(), command_line(table.name, command.scale, seeds))
     target = None if command.json == "-" else Path(command.json or folder / "result.json")
     picture = (target or folder / "result.json").with_suffix(".png")
-    write_bytes(picture, draw(table, result))
+    drawn = draw(table, result) if table.picture is None else table.picture(table, result, folder)
+    write_bytes(picture, drawn)
     if target is None:
         with suppress(BrokenPipeError):
             json.dump(result, sys.stdout, indent=1, ensure_ascii=False)

@@ -22,11 +22,17 @@ class Batch:
     """(b,) int64: the row's number in its source."""
     levels: tuple[str, ...]
     """Names of the columns of ``labels``."""
+    other: Tensor | None = None
+    """The inputs under another augmentation, of a stage of pairs."""
 
     def part(self, number: int, count: int) -> Batch:
         """Every ``count``-th row from ``number`` on: one of so many micro-batches."""
-        inputs = self.inputs[number::count].contiguous(memory_format=torch.channels_last)
-        return Batch(inputs, self.labels[number::count], self.index[number::count], self.levels)
+        inputs, other = (
+            None if images is None else images[number::count].contiguous(memory_format=torch.channels_last)
+            for images in (self.inputs, self.other)
+        )
+        assert inputs is not None
+        return Batch(inputs, self.labels[number::count], self.index[number::count], self.levels, other)
 
     def at(self, level: str) -> Tensor:
         """The targets at one level, (b,). Raises UsageError for an unknown one."""

@@ -126,11 +126,12 @@ class DeviceData:
         draws: np.ndarray | None = None,
         distortion: Distortion | None = None,
         images: Tensor | None = None,
+        other: int | None = None,
     ) -> Batch:
         """The rows as a batch; ``draws`` (how often each was drawn before) and ``key`` decide the augmentation.
 
         A ``distortion`` acts on pixels in [0, 1] and depends on the row alone. ``images``: the pictures of these rows,
-        uint8 (b, c, h, w), where they were decoded ahead.
+        uint8 (b, c, h, w), where they were decoded ahead. ``other``: the key of a second augmentation of each.
         """
         where = torch.from_numpy(rows).to(self.device)
         if self.images is not None:
@@ -138,11 +139,14 @@ class DeviceData:
         else:
             images = (self.data.images(rows) if images is None else images).to(self.device)
         index = self.index[where]
+        views = [images] if other is None else [images, images]
         if augmentation is not None and draws is not None:
             counter = torch.from_numpy(draws).to(self.device) * 2**32 + index
-            images = augmentation(images, key, counter)
-        pixels = self.preprocessing.pixels(images)
-        if distortion is not None:
-            pixels = distortion(pixels, index)
-        inputs = self.preprocessing.normalise(pixels).contiguous(memory_format=torch.channels_last)
-        return Batch(inputs, self.labels[where], index, self.levels)
+            views = [augmentation(view, one, counter) for view, one in zip(views, (key, other or 0), strict=False)]
+        inputs = []
+        for view in views:
+            pixels = self.preprocessing.pixels(view)
+            if distortion is not None:
+                pixels = distortion(pixels, index)
+            inputs.append(self.preprocessing.normalise(pixels).contiguous(memory_format=torch.channels_last))
+        return Batch(inputs[0], self.labels[where], index, self.levels, *inputs[1:])

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestling.data import counter
+from nestling.data import counter, strong
 from nestling.errors import DataError, UsageError, unknown
 
 
@@ -110,7 +110,10 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """``augmentation(images, key, rows) -> images`` of the same shape and dtype: affine, mirror, crop, then cutout."""
+    """``augmentation(images, key, rows) -> images`` of the same shape and dtype: affine, mirror, crop, then cutout.
+
+    Last come ``least_area``, ``jitter``, ``grey`` and ``blur``, of ``data.strong``.
+    """
 
     rotation: float = 0.0
     """Largest angle in degrees, either way."""
@@ -124,10 +127,20 @@ class Augmentation:
     """Half of the images are flipped left to right."""
     cutout: int = 0
     """Side in pixels of a square, about any pixel of the image, that is made black."""
+    least_area: float = 0.0
+    """A part of the image of at least this share of its area is stretched to the whole; 0 for the whole image."""
+    jitter: float = 0.0
+    """Largest relative change of brightness, contrast and saturation; that of hue is a quarter of it, in turns."""
+    grey: float = 0.0
+    """The share of images that lose their colours."""
+    blur: float = 0.0
+    """The share of images that are blurred, by at most 2 pixels of 224."""
 
     def __post_init__(self) -> None:
-        if min(self.rotation, self.translation, self.scale, self.crop, self.cutout) < 0 or self.scale >= 1:
-            raise UsageError(f"impossible augmentation {self}: expected numbers >= 0, and scale below 1")
+        whole = (self.rotation, self.translation, self.scale, self.crop, self.cutout, self.jitter)
+        shares = (self.least_area, self.grey, self.blur)
+        if min(*whole, *shares) < 0 or self.scale >= 1 or max(shares) > 1:
+            raise UsageError(f"impossible augmentation {self}: expected numbers >= 0, scale below 1, shares up to 1")
 
     @classmethod
     def auto(cls, channels: int, height: int, width: int) -> Augmentation:
@@ -136,9 +149,10 @@ class Augmentation:
 
     @classmethod
     def parse(cls, text: str, input_shape: Sequence[int]) -> Augmentation:
-        """``none``, ``auto``, ``affine``, ``crop``, ``crop-mirror`` or ``crop-mirror-cutout``.
+        """``none``, ``auto``, ``affine``, ``crop``, ``crop-mirror``, ``crop-mirror-cutout`` or ``strong``.
 
-        Sized for images (channels, height, width).
+        Sized for images (channels, height, width). ``strong`` is that of MoCo-v2, without mirror for grey images, which
+        may be digits, and without blur for those of at most 64 pixels, which have no detail to lose.
         """
         channels, height, width = input_shape
         side = min(height, width)
@@ -153,7 +167,10 @@ class Augmentation:
                 return cls(crop=round(side / 8), mirror=text == "crop-mirror")
             case "crop-mirror-cutout":
                 return cls(crop=round(side / 8), mirror=True, cutout=round(side / 2))
-        names = ["none", "auto", "affine", "crop", "crop-mirror", "crop-mirror-cutout"]
+            case "strong":
+                colour = channels > 1
+                return cls(mirror=colour, least_area=0.2, jitter=0.4, grey=0.2 * colour, blur=0.5 if side > 64 else 0.0)
+        names = ["none", "auto", "affine", "crop", "crop-mirror", "crop-mirror-cutout", "strong"]
         raise unknown("augmentation", text, names)
 
     def __call__(self, images: Tensor, key: int, rows: Tensor) -> Tensor:
@@ -163,17 +180,33 @@ class Augmentation:
                 f"expected images (b, c, h, w) and rows (b,), got {tuple(images.shape)} and {tuple(rows.shape)}"
             )
         affine = bool(self.rotation or self.translation or self.scale)
-        if not (affine or self.crop or self.mirror or self.cutout) or not images.numel():
+        harder = bool(self.least_area or self.jitter or self.grey or self.blur)
+        if not (affine or self.crop or self.mirror or self.cutout or harder) or not images.numel():
             return images
         # Each parameter has its column, so that one does not change with another's being used.
-        draws = counter.uniform(key, rows, 9 if self.cutout else 7 if self.crop or self.mirror else 4)
+        num = 21 if harder else 9 if self.cutout else 7 if self.crop or self.mirror else 4
+        draws = counter.uniform(key, rows, num)
         if affine:
             images = self._affine(images, draws[:, :4])
         if self.mirror:
             images = torch.where((draws[:, 4] < 0.5)[:, None, None, None], images.flip(3), images)
         if self.crop:
             images = _crop(images, self.crop, draws[:, 5:7])
-        return _cut_out(images, self.cutout, draws[:, 7:]) if self.cutout else images
+        if self.cutout:
+            images = _cut_out(images, self.cutout, draws[:, 7:9])
+        return self._strong(images, draws[:, 9:]) if harder else images
+
+    def _strong(self, images: Tensor, draws: Tensor) -> Tensor:
+        pixels = images if images.is_floating_point() else images.to(torch.float32).div_(255)
+        if self.least_area:
+            pixels = strong.resized_crop(pixels, self.least_area, draws[:, :4])
+        if self.jitter:
+            pixels = strong.jitter(pixels, self.jitter, draws[:, 4:9])
+        if self.grey:
+            pixels = strong.greyed(pixels, self.grey, draws[:, 9])
+        if self.blur:
+            pixels = strong.blurred(pixels, self.blur, draws[:, 10:])
+        return pixels if images.is_floating_point() else pixels.mul_(255).round_().to(images.dtype)
 
     def _affine(self, images: Tensor, draws: Tensor) -> Tensor:
         height, width = images.shape[2:]

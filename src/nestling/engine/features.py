@@ -125,8 +125,10 @@ class Features:
         draws: np.ndarray | None = None,
         distortion: Distortion | None = None,
         images: Tensor | None = None,
+        other: int | None = None,
     ) -> Batch:
         """The rows, numbers in ``data``, as a batch whose inputs are maps; each draw of a row takes its next view."""
+        assert other is None, "a pair of views is made of pictures"
         assert distortion is None, "maps are kept of the pictures as they are"
         view = np.zeros_like(rows) if draws is None else draws % self.views
         where = torch.from_numpy(rows).to(self.data.device)

@@ -6,10 +6,9 @@ next step depends on; randomness is a pure function of (seed, stage, epoch, step
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from nestling.engine.log import Reporter
 from nestling.engine.plan import plan
 from nestling.engine.predict import accuracy_per_level, predict
 from nestling.engine.runfolder import RunFolder
-from nestling.engine.runtime import Runtime
+from nestling.engine.runtime import Runtime, seeded
 from nestling.engine.stage import StageRun
 from nestling.errors import Interrupted, UsageError
 from nestling.files import Appender
@@ -62,6 +61,8 @@ class Run:
     decisions: list[tuple[str, object, str]]
     """What was chosen automatically: name, value, reason."""
     seconds: float
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    """As they ended, those of the stages whose terms have rows of their own, by stage."""
 
     def save_pretrained(self, path: Path | str) -> None:
         """Write the bundle: weights, taxonomy, preprocessing, calibration."""
@@ -180,6 +181,7 @@ def fit(
         history=engine.history,
         decisions=engine.decisions,
         seconds=time.monotonic() - began,
+        objectives=engine.objectives,
     )
 
 
@@ -192,14 +194,6 @@ def cut_rows(data: LabelledData, validation: LabelledData | None, seed: int) -> 
     if len(train) == 0:
         raise UsageError("there is no row to train on: the data are empty")
     return train, validation
-
-
-@contextlib.contextmanager
-def seeded(seed: int):
-    """Inside the block torch's global generator starts from ``seed``; the caller's state comes back afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.default_generator.manual_seed(seed)
-        yield
 
 
 class Engine:
@@ -227,6 +221,7 @@ class Engine:
         self.log_offset = 0
         self.on_device: dict[int, tuple[LabelledData, DeviceData]] = {}
         self.features: Features | None = None
+        self.objectives: dict[str, Objective] = {}
 
     def decide(self, name: str, value: object, reason: str) -> None:
         """Print what was chosen automatically, and keep it in the run's recipe.toml."""
@@ -254,6 +249,8 @@ class Engine:
                 objective.to(self.runtime.device)
                 if not self.replay(number, stage, objective):
                     StageRun(self, number, stage, objective).run()
+                if objective.keeps():
+                    self.objectives[stage.name] = objective
                 self.obey(f"after stage {stage.name}")
                 number += 1
 

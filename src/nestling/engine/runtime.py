@@ -57,6 +57,14 @@ def processes(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block torch's global generator starts from ``seed``; the caller's state comes back afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Where and how precisely a run computes; ``reasons`` say why."""

@@ -179,7 +179,9 @@ class StageRun(StageState):
         if stage.views is not None:
             # The same views in every stage: what the layers below made of them is kept.
             key, draws = derive(engine.seed, "views"), draws % stage.views
-        batch = data.batch(self.rows[rows], stage.augmentation, key, draws, images=next(self.ahead))
+        other = derive(engine.seed, "other view", self.number) if stage.pairs else None
+        images = next(self.ahead)
+        batch = data.batch(self.rows[rows], stage.augmentation, key, draws, images=images, other=other)
         progress = (state.epoch * order.steps + state.step) / (stage.epochs * order.steps)
         if stage.perturb is not None:
             plain = module if isinstance(module, StepModule) else module.module

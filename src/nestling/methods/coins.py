@@ -33,6 +33,7 @@ from nestling.objectives.instance_terms import (
     InstanceWithin,
     SupervisedContrastive,
 )
+from nestling.objectives.momentum import MomentumContrast
 from nestling.objectives.terms import CrossEntropy, Objective
 
 
@@ -41,7 +42,7 @@ class Variant:
     """What a name stands for."""
 
     instance: str | None = None
-    """Rows told from all others, or from those within their coarse class; None for no instance term."""
+    """Rows told from all others, from those within their coarse class, or by momentum contrast; None for no term."""
     coarse: bool = True
     """Whether coarse labels shape the features; else the classifier is a probe on them."""
     cosine: bool = False
@@ -58,10 +59,25 @@ VARIANTS = {
     "coins-cos-mlp": Variant(instance="within", cosine=True, mlp=True),
     "coinsp": Variant(instance="within", cosine=True, mlp=True, proxies=True),
     "supcon": Variant(coarse=False, cosine=True, mlp=True),
+    "moco": Variant(instance="momentum", coarse=False, cosine=True, mlp=True),
+    "moco-coarse": Variant(instance="momentum", cosine=True, mlp=True),
     "opt": Variant(),
 }
 ROWS_PER_PROXY = 5
 """The paper's 10,000 proxies for 50,000 rows."""
+LONGEST_QUEUE = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moco:
+    """Momentum contrast, of the variants moco and moco-coarse."""
+
+    queue: int | None = None
+    """Keys of other pictures; 65,536 by default, at most half of the rows: few are a picture's own of the last pass."""
+    momentum: float = 0.999
+    """Of the slow copy of the network that makes the keys."""
+    coarse_weight: float = 0.5
+    """Of the coarse labels beside the contrastive loss, whose weight is 1 (Section 4.3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +89,7 @@ class Coins(ConceptOptions, Recipe):
     variant: str = "coins-imp"
     """ins (instances alone), cos (coarse labels alone), coins (both), coins-imp (instances within their coarse class),
     coins-cos (cosine softmax), coins-cos-mlp (and a head of two layers), coinsp (and proxies), supcon (supervised
-    contrastive on coarse labels), opt (fine labels, an upper bound)."""
+    contrastive on coarse labels), moco (MoCo-v2), moco-coarse (and coarse labels), opt (fine labels, a bound)."""
     label_level: str | None = None
     """The level of the coarse labels; the coarsest by default. opt takes the finest."""
     instance_weight: float = 0.5
@@ -92,9 +108,11 @@ class Coins(ConceptOptions, Recipe):
     """Features behind the two-layer head, where the variant has one; 128 by default."""
     unlabelled: str = "skip"
     """Rows without coarse label: skip, or instance (in the instance term they are a class of their own)."""
+    moco: Moco = field(default_factory=Moco)
+    """Momentum contrast."""
     balance: str = "rows"
     augmentation: str = "auto"
-    """auto (by the kind of image), none, affine, crop or crop-mirror."""
+    """auto (by the kind of image), none, affine, crop, crop-mirror, crop-mirror-cutout or strong (MoCo-v2's)."""
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
             name="sgd", lr=0.1, weight_decay=5e-4, schedule="steps", drops=(0.3, 0.6, 0.8), factor=5.0
@@ -113,12 +131,15 @@ class Coins(ConceptOptions, Recipe):
         check("temperature", self.temperature, above=0)
         check("mlp", self.mlp, least=1)
         check("concept_strength", self.concept_strength, above=0)
+        check("moco.queue", self.moco.queue, least=1)
+        check("moco.momentum", self.moco.momentum, least=0, most=1)
+        check("moco.coarse_weight", self.moco.coarse_weight, above=0)
         if VARIANTS[self.variant].proxies and of_stage("epochs", self.epochs or 60, 0, 1) < 2:
             raise UsageError(
                 f"variant {self.variant} makes its proxies after half of the epochs, and uses them in the rest: "
                 f"epochs must be at least 2, got {self.epochs}"
             )
-        if VARIANTS[self.variant].instance and self.optimizer.name != "sgd":
+        if VARIANTS[self.variant].instance in ("all", "within") and self.optimizer.name != "sgd":
             raise UsageError(
                 f"the rows of variant {self.variant} move by SGD with momentum at the rate of the others: "
                 f"set optimizer.name = 'sgd', got {self.optimizer.name!r}"
@@ -143,6 +164,7 @@ class Coins(ConceptOptions, Recipe):
         objective, proxies = self.objective(model, data, rows)
         epochs = of_stage("epochs", self.epochs or 60, 0, 1)
         batch_size = self.batch_for(len(rows))
+        contrast = next((term for term in objective.terms if isinstance(term, MomentumContrast)), None)
         yield Stage(
             name="search",
             data=data,
@@ -157,6 +179,8 @@ class Coins(ConceptOptions, Recipe):
             balance=self.balance,
             balance_level=model.level,
             augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
+            pairs=contrast is not None,
+            after_step=None if contrast is None else Following(contrast),
             after_epoch=None if proxies is None else Clustering(proxies),
         )
         yield temperature_stage(model, data, self.optimizer)
@@ -183,6 +207,10 @@ class Coins(ConceptOptions, Recipe):
             return objective + SupervisedContrastive(level, level), None
         if variant.instance is None:
             return objective, None
+        if variant.instance == "momentum":
+            queue = self.moco.queue or max(min(LONGEST_QUEUE, len(rows) // 2), 1)
+            contrast = MomentumContrast(level, model, model.dimension, queue, self.moco.momentum)
+            return (self.moco.coarse_weight if variant.coarse else 1.0) * objective + contrast, None
         classes = data.taxonomy.columns(data.labels)[rows, data.taxonomy.level_index(level)]
         instances = self.instances(model, data.index[rows], classes)
         objective = objective + (self.instance_weight if variant.coarse else 1.0) * instances
@@ -209,6 +237,16 @@ class Coins(ConceptOptions, Recipe):
 def switched_on(epochs: int) -> float:
     """The progress at which proxies begin to count: with the first whole epoch of the second half."""
     return math.ceil(epochs / 2) / epochs
+
+
+@dataclass(frozen=True)
+class Following:
+    """After each step the slow copy moves towards the model."""
+
+    contrast: MomentumContrast
+
+    def __call__(self, context: Context) -> None:
+        self.contrast.follow(context.model)
 
 
 @dataclass(frozen=True)

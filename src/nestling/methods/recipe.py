@@ -138,6 +138,8 @@ class Stage:
     room, and the model is called with ``since=len(prefix)``."""
     views: int | None = None
     """So many augmentations of each row, fixed for the whole run; None for a new one at every draw."""
+    pairs: bool = False
+    """Every row comes under two augmentations, the second in ``Batch.other``; on rows themselves, not on ``views``."""
     micro_batch: int | None = None
     """Rows, over all processes, that go through the network at once; their gradients add up to the batch's. Parts are
     weighed by their rows: exact where every row has the labels that the objective reads."""
@@ -179,7 +181,7 @@ class Recipe(ABC):
     balance: str = "levels"
     """levels: fixed shares of a batch by finest known level; rows: as they come."""
     augmentation: str = "auto"
-    """auto (by the kind of image), none, affine, crop, crop-mirror or crop-mirror-cutout."""
+    """auto (by the kind of image), none, affine, crop, crop-mirror, crop-mirror-cutout or strong."""
     patience: int | None = None
     """Stop a stage after so many epochs without a better validation loss; the best epoch is kept in any case."""
 

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from nestling.errors import UsageError, unknown
-from nestling.models.resnet import RESNETS, ResNet
+from nestling.models.resnet import BOTTLENECKED, RESNETS, ResNet
 from nestling.models.timm_backbones import PREFIX, timm_backbone
 
 WIDEST = 2**16
@@ -121,7 +121,8 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
     first = int(match[2] or 64)
     if first < 1:
         raise UsageError(f"the first width of the backbone {name!r} must be at least 1, such as {match[1]}-16")
-    return ResNet(channels, RESNETS[match[1]], width=first, small_images=min(height, width) <= 64)
+    small = min(height, width) <= 64
+    return ResNet(channels, RESNETS[match[1]], first, small, bottlenecks=match[1] in BOTTLENECKED)
 
 
 def num_parameters(module: nn.Module) -> int:

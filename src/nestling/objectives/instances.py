@@ -111,6 +111,28 @@ def supervised_contrastive(anchors: Tensor, others: Tensor, positive: Tensor, it
     return torch.where(counts > 0, total - mean, 0.0)
 
 
+def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor) -> Tensor:
+    """Cross-entropy of each query's own key among the negatives, in nats (MoCo: He et al. 2020, Equation 1).
+
+    Parameters
+    ----------
+    queries: (b, d), of unit norm divided by the temperature.
+    keys: (b, d), the other view of each query; ``negatives``: (k, d); both of unit norm.
+
+    Returns
+    -------
+    (b,). ``UsageError`` on other shapes.
+    """
+    if queries.ndim != 2 or keys.shape != queries.shape or negatives.shape[1:] != queries.shape[1:]:
+        raise UsageError(
+            f"expected queries and keys (b, d) and negatives (k, d), got {tuple(queries.shape)}, {tuple(keys.shape)} "
+            f"and {tuple(negatives.shape)}"
+        )
+    own = (queries.float() * keys.float()).sum(1, keepdim=True)
+    scores = torch.cat([own, queries.float() @ negatives.float().T], dim=1)
+    return scores.logsumexp(1) - own[:, 0]
+
+
 def _check(features: Tensor, rows: Tensor, index: Tensor) -> None:
     if features.ndim != 2 or rows.ndim != 2 or features.shape[1] != rows.shape[1]:
         raise UsageError(

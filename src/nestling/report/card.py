@@ -112,6 +112,24 @@ def _results(content: Content) -> list[str]:
     ]
 
 
+def _retrieval(content: Content) -> list[str]:
+    """Recall@k by level, and mAP@R; empty where no features were compared."""
+    found = content.metrics.get("retrieval") or {}
+    if not found:
+        return []
+    ks = list(next(iter(found.values())))
+    rows = [[md(level), *(f"{100 * shares[k]:.1f}" for k in ks)] for level, shares in found.items()]
+    lines = ["## Search", "", *_table(["Level", *(f"Recall@{k}" for k in ks)], rows, 1), ""]
+    share = "In per cent: the test rows that have one of their class among their k nearest others, by cosine similarity"
+    lines += [f"{share} of the features that `embed` gives.", ""]
+    for level, precise in (content.metrics.get("retrieval_at_r") or {}).items():
+        values = {name: 100 * summary.number(precise, name) for name in ("map", "precision")}
+        if values["map"] == values["map"]:
+            figures = f"mAP@R {values['map']:.1f} %, R-precision {values['precision']:.1f} %"
+            lines += [f"- **{md(level)}**: {figures}", ""]
+    return lines
+
+
 def _calibration(content: Content) -> list[str]:
     lines = ["## Calibration", ""]
     for level in content.metrics.get("levels") or []:
@@ -197,7 +215,9 @@ def render_card(
         for level, fraction in (label_budget or {}).items()
     ]
     rows = [[md(setting), md(value), md(reason)] for setting, value, reason in settings]
-    measured = [*_results(content), *_calibration(content), *_limitations(content)] if metrics.get("levels") else []
+    measured = _retrieval(content)
+    if metrics.get("levels"):
+        measured = [*_results(content), *measured, *_calibration(content), *_limitations(content)]
     levels, headline = ", ".join(md(level) for level in taxonomy.levels), summary.headline(content)
     lines = [
         *_front_matter(method, licence),
@@ -206,7 +226,7 @@ def render_card(
         f"A classifier that answers at the deepest level it is confident of: {levels}. "
         f"Trained by the method *{md(method)}* of the library nestling.",
         "",
-        *([f"**{md(headline.badge)}.** {md(headline.text, 500)}", ""] if measured else []),
+        *([f"**{md(headline.badge)}.** {md(headline.text, 500)}", ""] if metrics.get("levels") else []),
         *([md(metrics["verdict"], 2000), ""] if metrics.get("verdict") else []),
         "## How to use it",
         "",

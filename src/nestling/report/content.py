@@ -68,6 +68,9 @@ class Content:
     examples: Sequence[Example] = ()
     concept_weights: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Concept -> its weight after each epoch, of the main method's last stage that weights any."""
+    theory: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Of training rows, one number each: ``measured`` Pr{fine class} and Lemma 1's ``bound``, where fine labels are
+    known; ``alpha``, ``within`` and ``beta``. The summary is ``metrics["theory"]``."""
     settings: Sequence[tuple[str, object, str]] = ()
     """(name, value, reason) of what was chosen automatically or given."""
     notes: Sequence[str] = ()

@@ -35,6 +35,7 @@ def gather(
     model: Model,
     preprocessing: Preprocessing,
     notes: Sequence[str],
+    theory: Mapping[str, Sequence[float]] | None = None,
 ) -> Content:
     """Everything that the report of a training command shows."""
     return Content(
@@ -48,6 +49,7 @@ def gather(
         reliability={name: reliability(found, test) for name, found in measurements.items() if len(test)},
         node_accuracy=node_accuracy(measurements[method], test),
         concept_weights=concept_weights(runs[method][0]),
+        theory=theory or {},
         examples=examples(model, preprocessing, test),
         settings=runs[method][0].decisions,
     )

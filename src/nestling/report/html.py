@@ -25,12 +25,14 @@ def _shown(value: object) -> object:
 def _figures(content: Content) -> dict[str, str]:
     """Name -> data URI of every figure that the content has data for."""
     # Matplotlib costs half a second of import, which the model card, in this package too, need not pay.
-    from nestling.report import calibration, comparison, concepts, curves, icicle, plots
+    from nestling.report import calibration, comparison, concepts, curves, icicle, plots, retrieval
 
     makers: dict[str, Callable] = {
         "forest": comparison.forest,
         "distortions": comparison.distortions,
         "reliability": calibration.reliability,
+        "retrieval": retrieval.retrieval,
+        "theory": retrieval.theory,
         "training": curves.training,
         "concepts": concepts.concepts,
         "taxonomy": icicle.icicle,
@@ -111,6 +113,7 @@ def render(content: Content) -> str:
         turbulence=any(name.startswith("turbulence") for name in summary.conditions(content)),
         num_seeds=num_seeds,
         figures=_figures(content),
+        theory=content.metrics.get("theory") or {},
         groups=groups(content),
         num_hidden=max(len(content.examples) - SHOWN, 0),
         facts=_facts(content),

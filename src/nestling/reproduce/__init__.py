@@ -1,7 +1,10 @@
 """The tables of the papers, by name: ``nestling reproduce NAME``."""
 
 from nestling.reproduce.coins_choice import CHOICE
+from nestling.reproduce.coins_imagenet import IMAGENET as COINS_IMAGENET
+from nestling.reproduce.coins_patches import PATCHES
 from nestling.reproduce.coins_search import CIFAR100, GROCERY, SMALL
+from nestling.reproduce.coins_theory import THEORY
 from nestling.reproduce.layerwise_cifar import CIFAR10, DOWNSAMPLING, SEPARABILITY
 from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WIDTH
 from nestling.reproduce.layerwise_memory import MEMORY
@@ -35,5 +38,8 @@ TABLES: dict[str, Table] = {
         SMALL,
         GROCERY,
         CHOICE,
+        COINS_IMAGENET,
+        PATCHES,
+        THEORY,
     )
 }

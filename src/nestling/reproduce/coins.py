@@ -12,11 +12,12 @@ from nestling.evaluate.retrieval import precision_at_r, recalls
 from nestling.methods.coins import Coins
 from nestling.methods.recipe import Optimizer
 from nestling.models.search import SearchModel
-from nestling.reproduce.measures import share, trained
+from nestling.reproduce.measures import Trained, share, trained
 from nestling.reproduce.rows import Rows
 from nestling.reproduce.table import Cell, Claim, Place, Trial, better
 
 VARIANTS = ("ins", "cos", "coins", "coins-imp", "coins-cos", "coins-cos-mlp", "coinsp", "supcon", "opt")
+STRONG = "coins-imp with strong augmentation"
 KS = (1, 2, 4, 8)
 PAPER_OPTIMIZER = Optimizer(
     name="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="steps", drops=(0.3, 0.6, 0.8), factor=5.0
@@ -41,7 +42,11 @@ def search(trial: Trial, place: Place) -> list[Cell]:
 
     Features are those of the backbone, compared by cosine similarity.
     """
-    found = trained(trial, place)
+    return searched(trial, trained(trial, place))
+
+
+def searched(trial: Trial, found: Trained) -> list[Cell]:
+    """``search`` of a network that is trained."""
     assert isinstance(found.run.model, SearchModel)
     outputs, labels = found.outputs(found.test)
     features, labels = outputs.embedding.cpu(), labels.cpu()
@@ -61,20 +66,31 @@ def search(trial: Trial, place: Place) -> list[Cell]:
 
 
 def trials(
-    scale: str, rows: Rows, network: str, epochs: int, batch_size: int, augmentation: str, prefix: str = ""
+    scale: str,
+    rows: Rows,
+    network: str,
+    epochs: int,
+    batch_size: int,
+    augmentation: str,
+    prefix: str = "",
+    *,
+    strong: bool = False,
 ) -> list[Trial]:
-    """Every variant on one set."""
+    """Every variant on one set; with ``strong``, the default one under strong augmentation too."""
     if scale == "smoke":
         rows, network = replace(rows, train=120, test=80), "conv:4/4"
+    each = {variant: (variant, augmentation) for variant in VARIANTS}
+    if strong:
+        each[STRONG] = ("coins-imp", "strong")
     return [
         Trial(
-            row=f"{prefix}{variant}",
-            recipe=recipe(scale, variant, epochs, batch_size, augmentation),
+            row=f"{prefix}{row}",
+            recipe=recipe(scale, variant, epochs, batch_size, kind),
             rows=rows,
             measure=search,
             backbone=network,
         )
-        for variant in VARIANTS
+        for row, (variant, kind) in each.items()
     ]
 
 
@@ -114,6 +130,13 @@ def order(
         for more, less in at_least or AT_LEAST
     ]
     return found
+
+
+def ablation(prefix: str = "") -> Claim:
+    """Strong augmentation hurts, which Section 4.1 says without a number."""
+    slug = f"{prefix.split(':')[0].replace('_', '-')}-" if prefix else ""
+    text = f"{prefix}coins-imp is above itself with strong augmentation"
+    return better(f"{slug}strong-hurts", text, f"{prefix}coins-imp", f"{prefix}{STRONG}", column="fine R@1")
 
 
 STEPS = (

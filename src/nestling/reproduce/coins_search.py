@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nestling.reproduce.coins import SETTINGS, order, trials
+from nestling.reproduce.coins import SETTINGS, ablation, order, trials
 from nestling.reproduce.rows import Rows
 from nestling.reproduce.table import Floor, Table, Trial
 
@@ -36,8 +36,8 @@ PRODUCTS = {
 def cifar100_trials(scale: str) -> list[Trial]:
     rows = Rows(source="cifar100", train=None if scale == "paper" else 5000)
     if scale == "paper":
-        return trials(scale, rows, "resnet18", 200, 256, "crop-mirror")
-    return trials(scale, rows, "conv:32/64/128-128", 30, 64, "crop-mirror")
+        return trials(scale, rows, "resnet18", 200, 256, "crop-mirror", strong=True)
+    return trials(scale, rows, "conv:32/64/128-128", 30, 64, "crop-mirror", strong=True)
 
 
 CIFAR100 = Table(
@@ -52,17 +52,17 @@ CIFAR100 = Table(
         **{(row, f"coarse {k}"): v for row, values in COARSE.items() for k, v in zip(RECALL, values)},
         **{(row, f"coarse top-{k}"): v for row, values in TOP.items() for k, v in zip((1, 5), values)},
     },
-    claims=order(printed={row: values[0] for row, values in FINE.items()}),
+    claims=[*order(printed={row: values[0] for row, values in FINE.items()}), ablation()],
 )
 
 
 def small_trials(scale: str) -> list[Trial]:
     """Pairs of digits as in the regime that shows the mechanism; mnist and fashion_mnist in two coarse classes."""
     rows = None if scale == "paper" else 3000
-    found = trials(scale, Rows(source="digit-pairs"), "conv:32/64/128", 30, 64, "crop", "digit-pairs: ")
+    found = trials(scale, Rows(source="digit-pairs"), "conv:32/64/128", 30, 64, "crop", "digit-pairs: ", strong=True)
     for source in ("mnist", "fashion_mnist"):
         some = Rows(source=source, train=rows, test=None if scale == "paper" else 4000)
-        found += trials(scale, some, "conv:16/32/64", 30, 64, "crop", f"{source}: ")
+        found += trials(scale, some, "conv:16/32/64", 30, 64, "crop", f"{source}: ", strong=True)
     return found
 
 
@@ -75,7 +75,11 @@ SMALL = Table(
     trials=small_trials,
     seeds={"smoke": 1, "small": 3, "paper": 3},
     floor=Floor(row="digit-pairs: opt", column="fine R@1", least=0.9),
-    claims=[claim for source in ("digit-pairs", "mnist", "fashion_mnist") for claim in order(f"{source}: ")],
+    claims=[
+        claim
+        for source in ("digit-pairs", "mnist", "fashion_mnist")
+        for claim in (*order(f"{source}: "), ablation(f"{source}: "))
+    ],
 )
 
 

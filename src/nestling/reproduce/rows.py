@@ -31,6 +31,7 @@ class Rows:
     train: int | None = None
     test: int | None = None
     split: str = "test"
+    train_split: str = "train"
     image_size: int | None = None
     sizes: tuple[int, int] | None = None
     """The finest classes get so many training rows, log-spaced from the first number to the second in the order of
@@ -42,7 +43,7 @@ class Rows:
     def load(self, data_dir: str | None, seed: int = 0) -> Parts:
         """Read them, or make them anew where they are made at random. Raises DataError where a class has too few."""
         size = self.image_size
-        train = load_data(self.source, "train", data_dir, image_size=size, seed=seed, first=self.train)
+        train = load_data(self.source, self.train_split, data_dir, image_size=size, seed=seed, first=self.train)
         test = load_data(self.source, self.split, data_dir, image_size=size, seed=seed, first=self.test)
         if self.sizes is not None:
             assert isinstance(self.validation, int)
