@@ -41,6 +41,19 @@ def index(place: Path, tmp_path: Path) -> Path:
     return out
 
 
+def test_a_run_tells_what_search_and_theory_find(place: Path) -> None:
+    """In metrics.json, in the report, and in the model card; the rows that trained are those that are looked at."""
+    run = place / "model-0"
+    metrics = json.loads((run / "metrics.json").read_text())
+    report, card = (run / "report.html").read_text(), (run / "model" / "README.md").read_text()
+    theory, recalls = metrics["theory"], metrics["retrieval"]
+    assert theory["fine"]["violations"] == 0 and 0 < theory["alpha"]["least"] <= theory["alpha within"]["least"] <= 1
+    trained = int((run / "recipe.toml").read_text().split(" training, ")[0].rpartition('"')[2])
+    assert theory["rows"] == trained < 2000
+    assert f"On {trained:,} training rows" in report and 'id="retrieval"' in report
+    assert f"| fine | {100 * recalls['fine']['1']:.1f} |" in card
+
+
 def test_only_an_index_is_replaced(place: Path, index: Path, tmp_path: Path) -> None:
     """A folder of pictures, and an index with something beside it, stay as they are; nothing is embedded before."""
     pictures, file, beside = tmp_path / "pictures", tmp_path / "notes.txt", tmp_path / "beside"

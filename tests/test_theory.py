@@ -40,7 +40,7 @@ def test_by_hand() -> None:
 def test_what_theorem_2_says_at_its_ends() -> None:
     assert relaxed(0.5, 1.0, 7.0) == 0.5, "where coarse classes are told apart, nothing is lost"
     assert implied_constant(0.5, 0.5, 0.9) == 0 and implied_constant(0.5, 0.5, 1.0) == 0
-    assert implied_constant(0.5, 0.4, 1.0) == math.inf
+    assert implied_constant(0.5, 0.4, 1.0) == implied_constant(0.5, 0.0, 0.9) == math.inf
     assert relaxed(0.5, 0.5, 1.0) == pytest.approx(1 / 3)
 
 

@@ -25,6 +25,8 @@ from nestling.objectives.instances import average_rows
 
 MOST_ROWS = 2000
 """Training rows that are looked at, at even distances."""
+MOST_SCORES = 100_000_000
+"""Between them and all rows: of a million rows a hundred are looked at."""
 BLOCK = 1 << 23
 """Scores that are held at once."""
 
@@ -91,10 +93,12 @@ def relaxed(alpha: float, beta: float, constant: float) -> float:
 
 
 def implied_constant(alpha: float, among_all: float, beta: float) -> float:
-    """c' for which ``relaxed(alpha, beta, c')`` is ``among_all``; infinite where beta is 1 and they differ.
+    """c' for which ``relaxed(alpha, beta, c')`` is ``among_all``; infinite where none is: beta is 1, or all is lost.
 
     ``alpha``: the probability of an instance within its coarse class; ``among_all``, which is no larger, among all.
     """
+    if among_all == 0:
+        return float("inf")
     lost = 1 / among_all - 1 / alpha
     return (0.0 if lost <= 0 else float("inf")) if beta >= 1 else max(lost, 0.0) * beta / (1 - beta)
 
@@ -158,13 +162,15 @@ def theory_of(run: Run, train: LabelledData, runtime: Runtime) -> Theory | None:
     known = np.flatnonzero((here >= 0) & (coarse_of >= 0))
     if not len(known):
         return None
-    chosen = known[np.linspace(0, len(known) - 1, min(len(known), MOST_ROWS)).round().astype(np.int64)]
+    count = min(len(known), MOST_ROWS, max(MOST_SCORES // len(term.index), 1))
+    chosen = known[np.linspace(0, len(known) - 1, count).round().astype(np.int64)]
     runtime.prepare(run.model)
     rows = DeviceData(train.subset(here[chosen]), run.preprocessing, runtime.device)
     outputs, _ = predict(run.model, rows, runtime)
-    term.to(runtime.device)
-    device = runtime.device
+    # Apple's GPUs have no float64.
+    device = torch.device("cpu") if runtime.device.type == "mps" else runtime.device
+    term.to(device)
     arrays = (chosen, coarse_of, fine_of)
     own, classes, fine = (torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
-    coarse = outputs.logits[level].double().softmax(1).gather(1, classes[own][:, None])[:, 0]
-    return check_theory(outputs.features[level], term.rows.current(), own, classes, fine, coarse)
+    coarse = outputs.logits[level].to(device).double().softmax(1).gather(1, classes[own][:, None])[:, 0]
+    return check_theory(outputs.features[level].to(device), term.rows.current(), own, classes, fine, coarse)
