@@ -1,4 +1,4 @@
-"""How near the own class is: for every row, how many rows of other classes are more like it than the nearest of its own.
+"""How near the own class is: how many rows of other classes are more like a row than the nearest of its own.
 
 That number decides Recall@k for every k, needs no sorting, and each similarity is computed once for both of its rows.
 In fp32 a few comparisons are closer than rounding tells apart; where one decides, it is made again in fp64.
@@ -91,9 +91,8 @@ def tiles(
     lows, highs = ([kind(labels[part], 0).tolist() for part in parts] for kind in (torch.amin, torch.amax))
     place = units.new_empty(TILE * TILE)
     for a, b in combinations_with_replacement(range(len(parts)), 2):
-        shared = [
-            level for level in range(labels.shape[1]) if lows[a][level] <= highs[b][level] and lows[b][level] <= highs[a][level]
-        ]
+        spans = enumerate(zip(lows[a], highs[a], lows[b], highs[b], strict=True))
+        shared = [level for level, (low, high, least, most) in spans if low <= most and least <= high]
         if not (shared or apart):
             continue
         rows, columns = parts[a], parts[b]

@@ -60,6 +60,8 @@ VARIANTS = {
     "supcon": Variant(coarse=False, cosine=True, mlp=True),
     "opt": Variant(),
 }
+LAMBDAS = (0.5, 1.0, 0.1, 5.0, 0.05, 0.01)
+"""What ``nestling sweep`` tries, the default first and then outwards: the six largest of the paper's ten."""
 ROWS_PER_PROXY = 5
 """The paper's 10,000 proxies for 50,000 rows."""
 
@@ -123,6 +125,11 @@ class Coins(ConceptOptions, Recipe):
                 f"the rows of variant {self.variant} move by SGD with momentum at the rate of the others: "
                 f"set optimizer.name = 'sgd', got {self.optimizer.name!r}"
             )
+
+    @property
+    def searched(self) -> dict[str, tuple[float, ...]]:
+        variant = VARIANTS[self.variant]
+        return {"instance_weight": LAMBDAS} if variant.coarse and variant.instance else {}
 
     def network(self) -> SearchOptions:
         variant = VARIANTS[self.variant]

@@ -193,8 +193,8 @@ class Recipe(ABC):
         Augmentation.parse(self.augmentation, (1, 8, 8))
 
     @property
-    def searched(self) -> dict[str, tuple[float, float]]:
-        """The fields that ``nestling sweep`` searches, each log-uniformly between two numbers."""
+    def searched(self) -> dict[str, tuple[float, ...]]:
+        """The fields that ``nestling sweep`` searches: log-uniformly between two numbers, or each of several values."""
         return {"optimizer.lr": (1e-4, 1e-1)}
 
     def network(self) -> AnyOptions:

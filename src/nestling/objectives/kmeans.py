@@ -99,7 +99,7 @@ def assign(rows: Tensor, norms: Tensor, centres: Tensor, moved: Tensor, membersh
 
 
 def parts(places: Tensor, total: int, size: int) -> Iterable[Tensor | slice]:
-    """The numbers ``places`` in parts of ``size``; as slices where they are all ``total`` of them, which copy nothing."""
+    """``places`` in parts of ``size``; as slices, which copy nothing, where they are all ``total`` of the rows."""
     if len(places) < total:
         return places.split(size)
     return [slice(begin, begin + size) for begin in range(0, total, size)]
