@@ -22,6 +22,7 @@ from typing import Any
 # As the command line sets it, before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import exact
 import robust
 import torch
 from epochs import against_checkpointing, deep_against_early
@@ -29,7 +30,7 @@ from loops import TINY, Bare, Size, beside, checkpointing, made, network
 from memory import beside as ways
 from memory import lines, table
 from paired import Row, in_turns, process
-from search import clusters, instances, retrieval
+from search import answer, clusters, instances, million_rows, recall_memory
 
 from nestling.data.transforms import Augmentation
 from nestling.engine.runtime import Runtime, cpu_has_bf16
@@ -161,10 +162,13 @@ ROWS: dict[str, Callable[[Path, Size], Row]] = {
     "second-pass": robust.second_pass,
     "instances": instances,
     "clusters": clusters,
+    "search": answer,
+    "recall-memory": recall_memory,
+    "million-rows": million_rows,
+    **(exact.ROWS_OF_FAISS if exact.INSTALLED else {}),
 }
-ON_REQUEST: dict[str, Callable[[Path, Size], Row]] = {"retrieval": retrieval}
-"""Rows that need what nestling's extras do not install; measured where they are named."""
-EVERY = ROWS | ON_REQUEST
+EVERY = ROWS | exact.ROWS_OF_FAISS
+"""Those that need FAISS are measured where it is installed, and say what they miss where they are named."""
 TABLE = "memory-table"
 """What every network takes by each way, which no target is set for."""
 

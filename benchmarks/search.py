@@ -1,19 +1,28 @@
-"""What search costs: instance rows, exact retrieval, k-means; paired with what one would take else."""
+"""What search costs: instance rows, k-means, an answer; paired with what one would take else."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from loops import Size
+from loops import Size, made
 from paired import Row, in_turns
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from nestling.evaluate.retrieval import highest, normalised
+from nestling.commands.search import read_queries
+from nestling.data.transforms import Preprocessing
+from nestling.evaluate.index import Index, fingerprint
+from nestling.evaluate.predictor import Predictor
+from nestling.evaluate.retrieval import normalised
+from nestling.models.build import build_model
 from nestling.objectives.instance_terms import WithinClasses
 from nestling.objectives.kmeans import kmeans
 from nestling.objectives.rows import ClassRows
@@ -46,26 +55,6 @@ def instances(folder: Path, size: Size) -> Row:
     return paired("instances", "instance rows within classes over all rows, update included", within, full, size, 1 / 6)
 
 
-def retrieval(folder: Path, size: Size) -> Row:
-    """Nine neighbours among 60,502 rows of 512, for blocks of queries, over FAISS's exact index."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise SystemExit("the row 'retrieval' needs faiss: pip install 'nestling[bench]'") from error
-
-    gallery = normalised(torch.randn(60_502 if size.rounds > 3 else 3_000, WIDTH))
-    queries, index = gallery[:1000], faiss.IndexFlatIP(WIDTH)
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    index.add(gallery.numpy())
-
-    def ours() -> None:
-        for block in queries.split(277):
-            highest(block @ gallery.T, 9)
-
-    text = "nine neighbours of 1,000 queries among 60,502 rows, over FAISS's exact index"
-    return paired("retrieval", text, ours, lambda: index.search(queries.numpy(), 9), size, 1.0)
-
-
 def clusters(folder: Path, size: Size) -> Row:
     """k-means of one class of 2,500 rows into 500, over scikit-learn's; the same iterations at most."""
     rows = torch.randn(2_500 if size.rounds > 3 else 300, WIDTH)
@@ -77,6 +66,53 @@ def clusters(folder: Path, size: Size) -> Row:
 
     text = "k-means of 2,500 rows into 500 clusters, over scikit-learn's"
     return paired("clusters", text, lambda: kmeans(rows, num), theirs, size, 1.0)
+
+
+def answer(folder: Path, size: Size) -> Row:
+    """Ten of 10,000 pictures for one in a file: read, embedded, compared, and the files of the answer looked for."""
+    from PIL import Image
+
+    data = made(size)
+    model = build_model(data.taxonomy, data.image_shape, size.backbone, "coins")
+    preprocessing = Preprocessing(*data.image_shape, mean=(0.5,) * 3, std=(0.25,) * 3)
+    predictor = Predictor(model, preprocessing, "cpu")
+    gallery = folder / "gallery"
+    gallery.mkdir(parents=True)
+    query = folder / "query.png"
+    Image.fromarray(data.inputs[0].permute(1, 2, 0).numpy()).save(query)  # type: ignore[index]
+    rows = 10_000 if size.rounds > 3 else 50
+    items = tuple(f"{number:05d}.png" for number in range(rows))
+    for item in items:
+        (gallery / item).touch()
+    features = normalised(torch.randn(rows, predictor.embed([]).shape[1]))
+    index = Index(features, items, {"coarse": ["thing"] * rows}, fingerprint(predictor), "gallery", str(gallery))
+
+    def ours() -> None:
+        (found,) = read_queries((str(query),), predictor, index)
+        assert found.features is not None
+        index.search(found.features[None], 10)
+
+    in_turns(ours, lambda: None, 1)
+    times, _ = in_turns(ours, lambda: None, size.rounds, size.most)
+    text = "ten of 10,000 pictures for the one in a file, after load"
+    return Row(
+        name="search", text=text, unit="s", ours=times, theirs=times, measure="ours", target=0.05, at_least=False
+    )
+
+
+def most_resident(name: str, text: str, target: float, what: str, rows: int, folder: Path, size: Size) -> Row:
+    """The most memory that a process of its own has, in GB."""
+    number = rows if size.rounds > 3 else rows // 500
+    command = [sys.executable, str(Path(__file__).with_name("resident.py")), what, str(number), str(folder)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    value = [json.loads(done.stdout)["resident"] / 1e9]
+    return Row(name=name, text=text, unit="GB", ours=value, theirs=value, measure="ours", target=target, at_least=False)
+
+
+RECALL = "Recall@k of 60,502 rows of 512, torch and the features included"
+MILLION = "training with a million instance rows of 128 within 20 classes"
+recall_memory = partial(most_resident, "recall-memory", RECALL, 1.0, "recall", 60_502)
+million_rows = partial(most_resident, "million-rows", MILLION, 8.0, "rows", 10**6)
 
 
 def paired(

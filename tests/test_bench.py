@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SPEED = ("loop", "default", "augment", "checkpoint", "help", "import")
 MEMORY = ("memory", "resident", "memory-checkpointing", "resident-checkpointing", "epoch-checkpointing", "cached-epoch")
 ROBUST = ("concepts", "second-pass")
-SEARCH = ("instances", "clusters")
+SEARCH = ("instances", "clusters", "search", "recall-memory", "million-rows")
+if find_spec("faiss"):
+    SEARCH += ("retrieval", "clusters-faiss", "clusters-inertia")
 ROWS = SPEED + MEMORY + ROBUST + SEARCH
 WAYS = ["layerwise", "end-to-end", "checkpointing"]
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from nestling.bundle import load_bundle
+from nestling.commands.init import earlier_rows
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
 from nestling.engine.fit import fit
@@ -14,7 +19,7 @@ from nestling.errors import UsageError
 from nestling.evaluate.measure import CLEAN, measure, outputs_of
 from nestling.methods import Coins
 from nestling.methods.coins import switched_on
-from nestling.methods.recipe import Stage
+from nestling.methods.recipe import Optimizer, Stage
 from nestling.models.build import build_model
 from nestling.models.search import SearchModel
 from nestling.objectives.instance_terms import InstanceProxy, InstanceWithin
@@ -22,6 +27,7 @@ from nestling.objectives.reducers import ConceptWeighted, Mean
 from nestling.objectives.terms import Objective
 from nestling.reproduce.coins_search import CIFAR100, GROCERY, SMALL
 from nestling.reproduce.table import Table
+from running import QUICK, refuse, succeed, table
 from small import quick, small_model
 
 
@@ -176,3 +182,102 @@ def test_the_paper_bears_its_claims_out(table: Table) -> None:
         assert rows != {"coins-cos", "coins"}, claim.id
     assert len({claim.id for claim in table.claims}) == len(table.claims)
     assert "were not searched" in table.about and "one view" in table.about
+
+
+# The command line ----------------------------------------------------------------------------------------------------
+
+QUICKLY = ("--method", "coins", *QUICK)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tables of its 40 and 48 pictures, two coarse and four fine classes; a row in four for the test."""
+    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    lines = []
+    for number in range(48):
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{number}.png")
+        coarse, split = "ab"[number % 2], "test" if number % 12 > 8 else "train"
+        lines.append((f"{number}.png", coarse, f"{coarse}{number % 4}", split))
+    for count in (40, 48):
+        table(folder / f"{count}.csv", ["path", "coarse", "fine", "split"], lines[:count])
+    return folder
+
+
+def test_more_proxies_than_rows_is_refused(pictures: Path, tmp_path: Path) -> None:
+    """Before anything is written."""
+    arguments = ("train", pictures / "48.csv", *QUICKLY, "variant=coinsp", "epochs=2", "num_proxies=37")
+    line = refuse(2, ["num_proxies must lie between 1 and the number of rows", "got 37"], *arguments, "--out",
+                  tmp_path / "run")  # fmt: skip
+    assert "Traceback" not in line and not (tmp_path / "run").exists()
+
+
+def test_settings_without_effect_are_said_once(pictures: Path, tmp_path: Path) -> None:
+    arguments, out = ("train", pictures / "40.csv", *QUICKLY), ("--out", tmp_path / "run")
+    done = succeed(*arguments, "variant=ins", "proxy_weight=0.1", "temperature=0.2", "optimizer.patience=3", *out)
+    warnings = [line for line in done.err.splitlines() if "has no effect" in line]
+    assert [line.split()[1] for line in warnings] == ["optimizer.patience", "proxy_weight", "temperature"]
+    assert warnings[1].endswith("it takes proxies, which variant ins does not have here")
+    # A run's own file names every field: those that are as ever are no cause for a warning.
+    again = succeed("train", "--config", tmp_path / "run" / "recipe.toml", "--device", "cpu", *out)
+    assert again.err.count("has no effect") == 3
+
+
+IDLE = {
+    "ins": {"instance_weight", "proxy_weight", "temperature", "mlp"},
+    "cos": {"instance_weight", "proxy_weight", "temperature", "mlp", "unlabelled"},
+    "coins-imp": {"proxy_weight", "temperature", "mlp"},
+    "coins-cos": {"proxy_weight", "mlp"},
+    "coins-cos-mlp": {"proxy_weight"},
+    "coinsp": set(),
+    "supcon": {"instance_weight", "proxy_weight", "unlabelled"},
+    "opt": {"instance_weight", "proxy_weight", "temperature", "mlp", "unlabelled", "label_level"},
+}
+
+
+@pytest.mark.parametrize("variant", IDLE)
+def test_fields_without_effect(variant: str) -> None:
+    """Those that a variant ignores, and no other."""
+    asked = set().union(*IDLE.values())
+    assert asked & Coins(variant=variant).idle.keys() == IDLE[variant]
+    assert "concept_strength" in Coins().idle and "concept_strength" not in Coins(concept_weights="middle").idle
+    assert Coins().optimizer.idle.keys() == {"optimizer.patience"}
+    assert Optimizer().idle.keys() >= {"optimizer.momentum", "optimizer.drops", "optimizer.restarts"}
+
+
+def test_rows_added_later_go_on_by_init(pictures: Path, tmp_path: Path) -> None:
+    """A table that gains rows: the rows of the run before go on, and its head; the new ones start afresh."""
+    old, more = pictures / "40.csv", pictures / "48.csv"
+    still = ("optimizer.lr=1e-12", "optimizer.weight_decay=0.0", "optimizer.momentum=0.0")
+    options = (*QUICKLY, "variant=coins-cos-mlp", "mlp=5")
+    succeed("train", old, *options, "--out", tmp_path / "old")
+    init = ("--init", tmp_path / "old", "--out")
+    done = succeed("train", more, *options, *still, *init, tmp_path / "more")
+    before, after = (earlier_rows(tmp_path / name) for name in ("old", "more"))
+    assert before is not None and after is not None and before.weight.shape[1] == 5
+    assert f"{len(before.numbers)} instance rows of {tmp_path / 'old'} go on" in done.err
+    kept = {int(number): row for number, row in zip(before.numbers, before.weight, strict=True)}
+    both = [place for place, number in enumerate(after.numbers.tolist()) if number in kept]
+    assert 10 < len(both) < len(after.numbers)
+    for place in both:
+        torch.testing.assert_close(after.weight[place], kept[int(after.numbers[place])], rtol=0, atol=1e-6)
+    given, model = (load_bundle(tmp_path / name).model for name in ("old", "more"))
+    assert isinstance(given, SearchModel) and isinstance(model, SearchModel)
+    for mine, theirs in zip(model.projection.parameters(), given.projection.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+    # Rows behind another head mean nothing here, and a bundle has none.
+    assert "are of another head" in succeed("train", more, *options, "mlp=7", *init, tmp_path / "other").err
+    assert earlier_rows(tmp_path / "old" / "model") is None
+
+
+def test_hidden_coarse_labels_on_the_command_line(pictures: Path, tmp_path: Path) -> None:
+    """``--known``: the rows that lose them are skipped, or a class of their own."""
+    arguments, shown = ("train", pictures / "48.csv", *QUICKLY), {}
+    for unlabelled in ("skip", "instance"):
+        out = tmp_path / unlabelled
+        succeed(*arguments, f"unlabelled={unlabelled}", "--known", "coarse=0.5,fine=0", "--out", out)
+        rows = earlier_rows(out)
+        assert rows is not None
+        shown[unlabelled] = set(rows.numbers.tolist())
+    assert shown["skip"] < shown["instance"] and len(shown["instance"]) >= 1.8 * len(shown["skip"])
+    none = ("--known", "coarse=0", "--out", tmp_path / "none")
+    refuse(2, ["no training row is labelled at level 'coarse'"], *arguments, *none)

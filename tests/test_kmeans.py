@@ -8,6 +8,7 @@ import torch
 from sklearn.cluster import KMeans
 
 from nestling.errors import UsageError
+from nestling.objectives.instances import sum_in_order, sum_rows
 from nestling.objectives.kmeans import kmeans, num_clusters
 
 
@@ -80,3 +81,21 @@ def test_classes_share_the_clusters_by_their_sizes() -> None:
 def test_what_it_refuses() -> None:
     with pytest.raises(UsageError, match="1 to 5 clusters"):
         kmeans(torch.zeros(5, 2), 6)
+
+
+def test_sums_by_sorting_are_those_of_the_rows_in_their_order() -> None:
+    """What a GPU does, where ``index_add_`` takes whichever row comes first: to the last bit what the CPU does."""
+    x, membership = rows(500, 5), torch.randint(60, (500,), generator=torch.Generator().manual_seed(1))
+    membership[membership == 7] = 8
+    expected = torch.zeros(61, 5)
+    for row, cluster in zip(x, membership.tolist(), strict=True):
+        expected[cluster] += row
+    assert torch.equal(sum_in_order(x, membership, 61), expected) and torch.equal(sum_rows(x, membership, 61), expected)
+    assert not expected[[7, 60]].any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_same_seed_gives_the_same_on_a_gpu() -> None:
+    x = rows(5000, 64).cuda()
+    one, two = (kmeans(x, 500, seed=3) for _ in range(2))
+    assert torch.equal(one.membership, two.membership) and torch.equal(one.centres, two.centres)

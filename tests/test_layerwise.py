@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from layers import SMALL, Stages, by_hand, inputs_of, layers, layers_of, recipe,
 from nestling.bundle import load_bundle, save_bundle
 from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Preprocessing
+from nestling.engine.optim import begins_anew
 from nestling.engine.stage import StageRun
 from nestling.errors import UsageError
-from nestling.methods import Layerwise, Optimizer
+from nestling.methods import Coins, Layerwise, Optimizer
 from nestling.methods.identity import training_risk
 from nestling.methods.prune import Compression
 from nestling.models.auxiliary import AuxiliaryClassifier
@@ -396,7 +398,6 @@ def test_the_training_risk_never_rises(k: int, toy_data: LabelledData) -> None:
 def test_each_part_of_the_proposition_is_needed(
     broken: str, toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
 
     if broken == "the start does not count":
         original = Layerwise.problem
@@ -532,7 +533,7 @@ def test_the_growth_is_quadratic() -> None:
 
 # The schedule of steps -----------------------------------------------------------------------------------------------
 
-DROPS = Optimizer(name="sgd", lr=0.1, schedule="steps", factor=5.0, drops=(0.5, 0.75))
+DROPS = Optimizer(name="sgd", lr=0.1, schedule="steps", factor=5.0, drops=(0.5, 0.75), restarts=True)
 
 
 def test_the_rate_drops_and_the_optimiser_is_made_anew(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,6 +547,14 @@ def test_the_rate_drops_and_the_optimiser_is_made_anew(toy_data: LabelledData, m
     train(recipe(optimizer=DROPS, epochs=4, steps_per_epoch=2, num_blocks=1, downsample_at=()), toy_data)
     assert [anew for _, anew in seen] == [True, False, False, False, True, False, True, False]
     np.testing.assert_allclose([lr for lr, _ in seen], [0.1] * 4 + [0.02] * 2 + [0.004] * 2)
+
+
+def test_other_methods_do_not_restart() -> None:
+    """Where the rate drops, momentum goes on unless a field says otherwise."""
+    steps = Optimizer(name="sgd", schedule="steps", drops=(0.5,))
+    assert not any(begins_anew(steps, step, 10) for step in range(10))
+    assert [step for step in range(10) if begins_anew(replace(steps, restarts=True), step, 10)] == [5]
+    assert Layerwise().optimizer.restarts and not Coins().optimizer.restarts
 
 
 @pytest.mark.parametrize("crash_at", [16, 17, 19])

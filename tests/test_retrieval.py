@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
-from nestling.evaluate import retrieval
+from nestling.evaluate import ranks, retrieval
 from nestling.evaluate.retrieval import highest, precision_at_r, recall_at_k, recalls, retrieval_metrics
 
 
@@ -44,15 +44,45 @@ def tied(n: int = 60) -> Tensor:
 
 
 @pytest.mark.parametrize("features", [torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), tied()])
-@pytest.mark.parametrize("block", [1, 7 * 60, 10**6], ids=["one row", "seven rows", "all at once"])
-def test_recall_equals_a_naive_loop(features: Tensor, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "BLOCK", block)
+@pytest.mark.parametrize("size", [1, 7, 64], ids=["one row", "seven rows", "all at once"])
+def test_recall_equals_a_naive_loop(features: Tensor, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "BLOCK", size * 60)
+    monkeypatch.setattr(ranks, "TILE", size)
     labels = torch.arange(60) % 7
     labels[::11] = -1
     ks = (1, 2, 4, 8, 70)
     assert recall_at_k(features, labels, ks) == pytest.approx(naive(features, labels, ks))
     known = labels >= 0
     assert precision_at_r(features, labels) == pytest.approx(naive_at_r(features[known], labels[known]))
+
+
+@pytest.mark.parametrize("tile", [4, 512])
+def test_what_rounding_does_not_tell_apart_goes_by_index(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of few rows, in classes across copies: sums of fp32 differ by their place, and none may win by that.
+
+    At several levels at once, of which none lies in the other; a row that is alone in its class is a miss.
+    """
+    monkeypatch.setattr(ranks, "TILE", tile)
+    generator = torch.Generator().manual_seed(1)
+    kinds = torch.randn(6, 301, generator=generator)
+    which = torch.randint(6, (90,), generator=generator)
+    features = kinds[which]
+    labels = torch.stack([torch.arange(90) % 5, torch.randint(30, (90,), generator=generator)], 1)
+    labels[7] = 99
+    ks = (1, 2, 5, 20)
+    found = recalls(features, labels, ks)
+    for level in range(2):
+        assert found[level] == pytest.approx(naive(features, labels[:, level], ks))
+
+
+def test_ranks_by_hand() -> None:
+    """Two of a class with three of others between them, one of them as near; a class of one."""
+    angle = torch.tensor([0.0, 10.0, 30.0, -20.0, 20.0, 90.0]) * math.pi / 180
+    units = torch.stack([angle.cos(), angle.sin()], 1)
+    # From row 0: 10 degrees to row 1; 20 to rows 3 and 4, of which the lower is of another class; 30 to row 2.
+    labels = torch.tensor([0, 1, 1, 2, 0, 2])[:, None]
+    assert ranks.ranks(units, labels, range(1, 6))[:, 0].tolist() == [2, 2, 1, 4, 2, 4]
+    assert ranks.ranks(units, torch.arange(6)[:, None], (1,))[:, 0].tolist() == [6] * 6
 
 
 def test_by_hand() -> None:

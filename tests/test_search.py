@@ -13,10 +13,14 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from nestling import from_pretrained
+from nestling.bundle import save_bundle
 from nestling.commands.index import is_flat
+from nestling.data.sources import load_data
+from nestling.data.transforms import Preprocessing
 from nestling.errors import UsageError
 from nestling.evaluate.index import Index, is_index
 from nestling.evaluate.retrieval import normalised
+from nestling.models.build import build_model
 from running import QUICK, nestling, refuse, succeed
 
 
@@ -259,3 +263,21 @@ def test_an_index_goes_through_its_folder(index: Path, tmp_path: Path) -> None:
     read.write(tmp_path / "copy")
     again = Index.read(tmp_path / "copy")
     assert again.items == read.items and again.labels == read.labels and again.features.equal(read.features)
+
+
+def test_an_index_of_a_made_set_is_of_the_runs_own_rows(tmp_path: Path) -> None:
+    """``digit-pairs`` of seed 3 for the run of seed 3: what it was trained on, and what it was tested on."""
+    run, out = tmp_path / "run", tmp_path / "index"
+    train = load_data("digit-pairs", seed=3)
+    model = build_model(train.taxonomy, train.image_shape, "conv:4/8", "coins")
+    preprocessing = Preprocessing(*train.image_shape, mean=(0.5,), std=(0.25,))
+    save_bundle(run, model, preprocessing, about={"source": "digit-pairs", "seed": 3})
+    succeed("index", run, "digit-pairs", "--device", "cpu", "--out", out)
+    found = Index.read(out)
+    for seed in (3, 0):
+        data = load_data("digit-pairs", "all", seed=seed)
+        names = [data.taxonomy.classes["fine"][code] for code in data.labels[:, 1]]
+        assert (found.labels["fine"] == names) == (seed == 3)
+    rows = np.arange(0, len(data), 400)
+    features = from_pretrained(run).embed(load_data("digit-pairs", "all", seed=3).images(rows))
+    torch.testing.assert_close(found.features[rows], normalised(torch.from_numpy(features)), rtol=0, atol=1e-5)

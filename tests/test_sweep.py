@@ -7,13 +7,21 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from nestling.commands import pipeline
+from nestling.commands.judges import ByRule
 from nestling.commands.sweep import ranges_of
 from nestling.config import load_toml
+from nestling.data.sources import load_data
+from nestling.engine.fit import cut_rows
 from nestling.errors import DivergedError, UsageError
+from nestling.evaluate.choice import RULES
+from nestling.evaluate.retrieval import recall_at_k
 from nestling.files import read_lines
+from nestling.methods.coins import LAMBDAS
 from running import nestling, refuse, succeed, table
 from small import Watch
 
@@ -197,3 +205,56 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(builtins, "__import__", without)
     refuse(2, ["nestling sweep needs the package 'optuna'", "nestling[sweep]"], *SWEEP, "--out", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+COINS = ("sweep", "digits", "--method", "coins", *SMALL)
+
+
+def test_lambda_is_chosen_by_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each value of the grid once, from the recipe's own outwards; the largest that costs less than a point wins."""
+    recalls = {0.5: 0.991, 1.0: 0.96, 0.1: 0.999, 5.0: 0.4, 0.05: 1.0, 0.01: 1.0}
+    monkeypatch.setattr(pipeline.Pipeline, "fit", lambda self, recipe, *more: recipe)
+    monkeypatch.setattr(ByRule, "score", lambda self, recipe: recalls[recipe.instance_weight])
+    out = tmp_path / "run"
+    first = succeed(*COINS, "--trials", 2, "--out", out)
+    assert "trial 2 of 2" in first.err
+    done = succeed(*COINS, "--out", out)
+    found = content(out)
+    assert [trial["fields"]["instance_weight"] for trial in found["trials"]] == list(LAMBDAS)
+    assert (found["metric"], found["mode"], found["rule"]) == ("coarse R@1", "max", "within a point")
+    assert found["choices"] == {"the paper's rule": 0.01, "within a point": 0.5, "within a standard error": 0.05}
+    assert found["best"]["fields"] == {"instance_weight": 0.5}
+    assert load_toml(out / "best.toml")["given"]["instance_weight"] == 0.5
+    assert "trial 0 is chosen, within a point; instance_weight by the paper's rule: 0.01" in done.out
+    assert "trial 0 is chosen" in succeed("show", out).out
+
+
+def test_the_score_of_lambda_is_the_coarse_recall_of_validation_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, runs = pipeline.Pipeline.fit, []
+    monkeypatch.setattr(pipeline.Pipeline, "fit", lambda *given: runs.append(fit(*given)) or runs[-1])
+    succeed(*COINS, "epochs=1", "--trials", 1, "--out", tmp_path / "run")
+    _, validation = cut_rows(load_data("digits", "train"), None, 0)
+    with torch.no_grad():
+        features = runs[0].model(runs[0].preprocessing(validation.images(np.arange(len(validation))))).embedding
+    expected = recall_at_k(features, torch.from_numpy(validation.labels[:, 0]), (1,))[1]
+    (trial,) = content(tmp_path / "run")["trials"]
+    assert trial["value"] == pytest.approx(expected) and 0 < expected <= 1
+
+
+def test_rules_by_hand() -> None:
+    """Of 100 validation rows: the best is 0.97, whose standard error is 0.017; a point below is 0.96."""
+    recalls = {0.01: 0.95, 0.1: 0.97, 0.5: 0.96, 1.0: 0.955, 5.0: 0.9}
+    assert {name: rule(recalls, 100) for name, rule in RULES.items()} == {
+        "the paper's rule": 0.1, "within a point": 0.5, "within a standard error": 1.0,
+    }  # fmt: skip
+    assert RULES["the paper's rule"]({0.5: 1.0, 0.1: 1.0}, 10) == 0.1
+
+
+def test_where_no_lambda_is_to_be_chosen(tmp_path: Path) -> None:
+    assert ranges_of("coins", {}) == {"instance_weight": LAMBDAS}
+    out = ("--out", tmp_path / "run")
+    for variant in ("cos", "ins", "supcon", "opt"):
+        refuse(2, ["nothing to search", "coins declares no field"], *COINS, f"variant={variant}", *out)
+    refuse(2, ["declares instance_weight, and all of them are set"], *COINS, "instance_weight=1.0", *out)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestling.bundle import from_pretrained
+from nestling.bundle import load_bundle
 from nestling.commands.show import require_model
 from nestling.commands.train import say
 from nestling.data.catalogue import CATALOGUE
@@ -24,25 +24,29 @@ if TYPE_CHECKING:
 
 def index(command: Index) -> int:
     """Run the command; the folder is printed last."""
-    predictor = open_model(command.run, command.device)
+    predictor, seed = open_model(command.run, command.device)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(command.source).stem) or "source"
     out = Path(command.out or f"runs/index-{name}-{fingerprint(predictor)}")
     check_place(out)
-    made = build_index(predictor, load_gallery(command, command.source, predictor), command.source)
+    made = build_index(predictor, load_gallery(command, command.source, predictor, seed), command.source)
     made.write(out)
     say(f"{len(made)} rows of {command.source}, {made.features.shape[1]} features each")
     print(out)
     return 0
 
 
-def open_model(run: str, device: str) -> Predictor:
-    """The trained model of a run or bundle folder. Raises as ``load_bundle``."""
+def open_model(run: str, device: str) -> tuple[Predictor, int]:
+    """The trained model of a run or bundle folder, and its seed. Raises as ``load_bundle``."""
     require_model(Path(run))
-    return from_pretrained(run, device)
+    bundle = load_bundle(run)
+    return Predictor(bundle.model, bundle.preprocessing, device), bundle.config.get("seed", 0)
 
 
-def load_gallery(command: SourceOptions, source: str, predictor: Predictor) -> LabelledData:
-    """Every row of a source, at the model's size. A folder of pictures without class folders has no labels."""
+def load_gallery(command: SourceOptions, source: str, predictor: Predictor, seed: int) -> LabelledData:
+    """Every row of a source, at the model's size. A folder of pictures without class folders has no labels.
+
+    ``seed`` is the run's: of a set that is made, the rows are those that it was trained and tested on.
+    """
     size = (predictor.preprocessing.height, predictor.preprocessing.width)
     channels = predictor.preprocessing.channels
     if is_flat(source):
@@ -65,6 +69,7 @@ def load_gallery(command: SourceOptions, source: str, predictor: Predictor) -> L
             channels=channels,
             qualify_names=command.qualify_names,
             on_bad_image=command.on_bad_image or "error",
+            seed=seed,
         )
     if isinstance(data.inputs, list):
         raise UsageError(f"{source} holds texts, and this model compares pictures")

@@ -15,7 +15,7 @@ import torch
 
 from nestling import collective
 from nestling.commands.finish import Finish, default_distortions, finish
-from nestling.commands.notes import notes_of
+from nestling.commands.notes import idle_lines, notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
 from nestling.commands.words import concept_lines, program, retrieval_lines, score_lines
@@ -53,6 +53,8 @@ class Pipeline:
         self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
         self.workers, self.compile = workers, compile
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
+        for line in idle_lines(self.recipe, fields):
+            say(line)
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)

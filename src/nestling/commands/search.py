@@ -31,13 +31,13 @@ def search(command: Search) -> int:
         raise UsageError("search needs at least one picture, or a row of the gallery by its name")
     if command.k < 1:
         raise UsageError(f"-k must be at least 1, got {command.k}")
-    predictor = open_model(command.run, command.device)
+    predictor, seed = open_model(command.run, command.device)
     data = None
     if not is_named(command.gallery) and is_index(command.gallery):
         index = Index.read(command.gallery)
         check_model(index, predictor, command.gallery)
     else:
-        data = load_gallery(command, command.gallery, predictor)
+        data = load_gallery(command, command.gallery, predictor, seed)
         index = build_index(predictor, data, command.gallery)
     queries = read_queries(command.queries, predictor, index)
     good = [query for query in queries if query.features is not None]
@@ -49,7 +49,7 @@ def search(command: Search) -> int:
         say(f"{len(gone)} files of the index are gone, and left out of the answers: {listed(gone, 5)}; index again")
     write(command, index, queries)
     if command.html:
-        write_text(command.html, render_search(shelves(command, queries, index, data, predictor)))
+        write_text(command.html, render_search(shelves(command, queries, index, data, predictor, seed)))
     return 3 if len(good) < len(queries) else 0
 
 
@@ -123,10 +123,10 @@ def write(command: Search, index: Index, queries: list[Query]) -> None:
 
 
 def shelves(
-    command: Search, queries: list[Query], index: Index, data: LabelledData | None, predictor: Predictor
+    command: Search, queries: list[Query], index: Index, data: LabelledData | None, predictor: Predictor, seed: int
 ) -> list[Shelf]:
     """What the page shows: every query, its hits, and which of them are right at the finest level known of both."""
-    pictures = gallery_pictures(command, queries, index, data, predictor)
+    pictures = gallery_pictures(command, queries, index, data, predictor, seed)
     found = []
     for query in queries:
         known = query.labels(index)
@@ -142,7 +142,7 @@ def shelves(
 
 
 def gallery_pictures(
-    command: Search, queries: list[Query], index: Index, data: LabelledData | None, predictor: Predictor
+    command: Search, queries: list[Query], index: Index, data: LabelledData | None, predictor: Predictor, seed: int
 ) -> dict[int, np.ndarray]:
     """The pictures of all rows that the page shows, as uint8 (c, h, w); those that cannot be read are left out."""
     rows = sorted({row for query in queries for row, _ in query.hits} | {q.row for q in queries if q.row is not None})
@@ -153,7 +153,7 @@ def gallery_pictures(
     others = [] if index.root else rows
     if others and data is None:
         try:
-            data = load_gallery(command, index.source, predictor)
+            data = load_gallery(command, index.source, predictor, seed)
         except NestlingError as error:
             say(f"the page has no pictures of {index.source}: {error}")
     if others and data is not None and len(data) == len(index):

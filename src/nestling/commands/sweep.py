@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nestling.commands.judges import ByRule, BySelection, Judge
 from nestling.commands.train import answer, default_folder, say, settings
 from nestling.commands.words import aligned, program
 from nestling.config import apply, load_toml, merge, parse_assignments, to_toml
 from nestling.engine.runfolder import RunFolder, flat
 from nestling.errors import DivergedError, StorageError, UsageError, missing_extra
 from nestling.files import write_bytes, write_json, write_text
-from nestling.methods import recipe_class
+from nestling.methods import Coins, recipe_class
 from nestling.provenance import provenance
 from nestling.seeds import derive
 
@@ -54,7 +56,7 @@ def sweep(command: Sweep) -> int:
     return 0
 
 
-def ranges_of(method: str, fields: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def ranges_of(method: str, fields: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     """The ranges that the recipe declares, less the fields that were set. Raises UsageError where none is left."""
     declared = apply(recipe_class(method)(), fields).searched
     given = flat(fields)
@@ -71,22 +73,25 @@ class Search:
     """A study in the folder whose lock is held."""
 
     def __init__(
-        self, pipeline: Pipeline, ranges: Mapping[str, tuple[float, float]], fields: Mapping[str, Any], url: str | None
+        self, pipeline: Pipeline, ranges: Mapping[str, tuple[float, ...]], fields: Mapping[str, Any], url: str | None
     ) -> None:
-        from optuna.distributions import BaseDistribution, FloatDistribution
+        from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
         self.pipeline, self.fields, self.url = pipeline, fields, url
         self.out = pipeline.folder.path
         self.ranges: dict[str, BaseDistribution] = {
-            name: FloatDistribution(low, high, log=True) for name, (low, high) in ranges.items()
+            name: FloatDistribution(*ends, log=True) if len(ends) == 2 else CategoricalDistribution(ends)
+            for name, ends in ranges.items()
         }
+        self.grid = [dict(zip(ranges, values)) for values in product(*ranges.values())] if is_grid(ranges) else []
+        """Every setting, where they can be counted."""
         self.train, self.validation = pipeline.load_training()
-        chosen = [stage for stage in self.plan({name: low for name, (low, _) in ranges.items()}) if stage.metric]
-        if not chosen:
-            raise UsageError(
-                f"{pipeline.recipe.method} keeps its last epoch, so there is no validation score to search by"
-            )
-        self.stage = chosen[-1]
+        stages = self.plan({name: ends[0] for name, ends in ranges.items()})
+        self.judge: Judge = (
+            ByRule(pipeline, self.train, self.validation)
+            if isinstance(pipeline.recipe, Coins)
+            else BySelection(stages, pipeline.recipe.method)
+        )
 
     def recipe(self, values: Mapping[str, float]) -> Any:
         """The recipe of a trial."""
@@ -113,17 +118,21 @@ class Search:
             found = study.get_trials(deepcopy=False)
             done = sum(trial.state in over for trial in found)
             mine = [t for t in found if t.state == TrialState.RUNNING and self.is_mine(t)]
-            if done >= trials:
+            left = [values for values in self.grid if values not in [trial.params for trial in found]]
+            if done >= trials or (self.grid and not (left or mine)):
                 break
             if mine:
                 number, values = mine[0].number, mine[0].params
             else:
                 # A function of how many there are: a resumed sweep goes on as an unbroken one.
                 study.sampler = TPESampler(seed=derive(self.pipeline.seed, "sweep", len(found)) % 2**32)
+                if left:
+                    study.enqueue_trial(left[0])
                 trial = study.ask(self.ranges)
                 trial.set_user_attr("token", folder.kept("token"))
                 number, values = trial.number, trial.params
-            say(f"--- trial {done + 1} of {trials}: {', '.join(f'{name} {v:.4g}' for name, v in values.items())}")
+            most = min(trials, len(self.grid)) if self.grid else trials
+            say(f"--- trial {done + 1} of {most}: {', '.join(f'{name} {v:.4g}' for name, v in values.items())}")
             try:
                 study.tell(number, self.score(number, values), skip_if_finished=True)
             except DivergedError as error:
@@ -145,7 +154,7 @@ class Search:
 
         url = self.url or f"sqlite:///{self.out.resolve() / 'study.db'}"
         name = str(derive(0, "study", to_toml({"given": self.pipeline.folder.given})))
-        direction = "maximize" if self.stage.mode == "max" else "minimize"
+        direction = "maximize" if self.judge.mode == "max" else "minimize"
         try:
             return optuna.create_study(study_name=name, storage=url, direction=direction, load_if_exists=True)
         except (SQLAlchemyError, ValueError, ImportError) as error:
@@ -155,14 +164,7 @@ class Search:
     def score(self, number: int, values: Mapping[str, float]) -> float:
         """What validation rows say of the epoch that the trial keeps; trains, or reads a finished trial back."""
         run = self.pipeline.fit(self.recipe(values), self.train, self.validation, self.trial_folder(number))
-        scores = [
-            record[self.stage.metric]
-            for record in run.history
-            if record["stage"] == self.stage.name and self.stage.metric in record
-        ]
-        if not scores:
-            raise UsageError("no validation row is labelled, so there is no score to search by")
-        return max(scores) if self.stage.mode == "max" else min(scores)
+        return self.judge.score(run)
 
     def trial_folder(self, number: int) -> Path:
         return self.out / "trials" / f"{number:04d}"
@@ -171,8 +173,6 @@ class Search:
         """sweep.json, the figure, the best settings as a configuration, and a table of the best on the terminal."""
         from nestling.report.sweep import draw
 
-        assert self.stage.metric is not None
-        sign = -1 if self.stage.mode == "max" else 1
         trials = [
             {
                 "number": trial.number,
@@ -183,19 +183,18 @@ class Search:
             for trial in study.get_trials(deepcopy=False)
             if trial.state.is_finished()
         ]
-        ranked = sorted((t for t in trials if t["value"] is not None), key=lambda t: sign * t["value"])
-        if not ranked:
+        if not self.judge.ranked(trials):
             raise DivergedError("every trial diverged: set a lower optimizer.lr")
+        chosen, how = self.judge.choose(trials)
         given = load_toml(self.pipeline.folder.recipe)["given"]
         given.pop("searched", None)
-        best = merge(given, parse_assignments(f"{name}={value!r}" for name, value in ranked[0]["fields"].items()))
-        write_text(
-            self.out / "best.toml", f"# trial {ranked[0]['number']} of {len(trials)}\n{to_toml({'given': best})}"
-        )
+        best = merge(given, parse_assignments(f"{name}={value!r}" for name, value in chosen["fields"].items()))
+        write_text(self.out / "best.toml", f"# trial {chosen['number']} of {len(trials)}\n{to_toml({'given': best})}")
         result = {
-            "metric": self.stage.metric,
-            "mode": self.stage.mode,
-            "best": ranked[0],
+            "metric": self.judge.metric,
+            "mode": self.judge.mode,
+            **how,
+            "best": chosen,
             "trials": trials,
             **provenance(self.pipeline.recipe.method, self.pipeline.seed, 0.0),
         }
@@ -216,4 +215,13 @@ def best_lines(result: Mapping[str, Any]) -> Sequence[str]:
     ]
     failed = len(result["trials"]) - len(known)
     ended = f"{len(known)} trials" + (f", and {failed} diverged" if failed else "")
-    return [f"{ended}; {result['metric']} on validation rows", *aligned([["trial", *names, "score"], *rows], 1)]
+    lines = [f"{ended}; {result['metric']} on validation rows", *aligned([["trial", *names, "score"], *rows], 1)]
+    if "rule" in result:
+        picked = ", ".join(f"{name}: {value:g}" for name, value in result["choices"].items())
+        lines.append(f"trial {result['best']['number']} is chosen, {result['rule']}; {names[0]} by {picked}")
+    return lines
+
+
+def is_grid(ranges: Mapping[str, tuple[float, ...]]) -> bool:
+    """Whether every field has values to be tried, in place of a range."""
+    return all(len(ends) != 2 for ends in ranges.values())

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
+from nestling.evaluate.ranks import ranks
 
 KS = (1, 2, 4, 8)
 BLOCK = 1 << 24
@@ -93,11 +94,8 @@ def recalls(features: Tensor, labels: Tensor, ks: Sequence[int] = KS) -> list[di
     for rows in torch.unique(known, dim=1).T if labels.shape[1] else []:
         levels = [level for level in range(labels.shape[1]) if torch.equal(known[:, level], rows)]
         some, units = labels[rows][:, levels], normalised(features[rows])
-        hits = torch.zeros(len(levels), len(ks), dtype=torch.float64, device=features.device)
-        for part, others in neighbours(units, max(ks)):
-            right = some[others] == some[part][:, None]
-            for place, k in enumerate(ks):
-                hits[:, place] += right[:, :k].any(1).sum(0)
+        before = ranks(units, some, ks)
+        hits = torch.stack([(before < k).sum(0) for k in ks], 1).double()
         shares = (hits / len(some)).tolist() if len(some) else [[float("nan")] * len(ks)] * len(levels)
         found |= {level: dict(zip(ks, share, strict=True)) for level, share in zip(levels, shares, strict=True)}
     return [found[level] for level in range(labels.shape[1])]

@@ -63,6 +63,8 @@ VARIANTS = {
     "moco-coarse": Variant(instance="momentum", cosine=True, mlp=True),
     "opt": Variant(),
 }
+LAMBDAS = (0.5, 1.0, 0.1, 5.0, 0.05, 0.01)
+"""What ``nestling sweep`` tries, the default first and then outwards: the six largest of the paper's ten."""
 ROWS_PER_PROXY = 5
 """The paper's 10,000 proxies for 50,000 rows."""
 LONGEST_QUEUE = 65_536
@@ -145,6 +147,31 @@ class Coins(ConceptOptions, Recipe):
                 f"set optimizer.name = 'sgd', got {self.optimizer.name!r}"
             )
 
+    @property
+    def searched(self) -> dict[str, tuple[float, ...]]:
+        variant = VARIANTS[self.variant]
+        return {"instance_weight": LAMBDAS} if variant.coarse and variant.instance else {}
+
+    @property
+    def idle(self) -> dict[str, str]:
+        variant, found = VARIANTS[self.variant], super().idle
+        takes = {
+            ("instance_weight",): (variant.coarse and variant.instance, "coarse labels and an instance term"),
+            ("unlabelled",): (variant.instance, "an instance term"),
+            ("proxy_weight", "num_proxies", "proxies_within"): (variant.proxies, "proxies"),
+            ("temperature", "learn_temperature"): (variant.cosine, "a cosine softmax"),
+            ("mlp",): (variant.mlp, "a head of two layers"),
+            ("label_level",): (self.variant != "opt", "coarse labels"),
+            ("concept_strength",): (self.concept_weights != "off", "concept weights"),
+        }
+        found |= {
+            name: f"{what}, which variant {self.variant} does not have here"
+            for names, (used, what) in takes.items()
+            if not used
+            for name in names
+        }
+        return found | {"patience": "a method that chooses its epoch, and coins keeps the last one"}
+
     def network(self) -> SearchOptions:
         variant = VARIANTS[self.variant]
         return SearchOptions(
@@ -182,6 +209,7 @@ class Coins(ConceptOptions, Recipe):
             pairs=contrast is not None,
             after_step=None if contrast is None else Following(contrast),
             after_epoch=None if proxies is None else Clustering(proxies),
+            at_end=CatchUp() if VARIANTS[self.variant].instance else None,
         )
         yield temperature_stage(model, data, self.optimizer)
 
@@ -229,9 +257,14 @@ class Coins(ConceptOptions, Recipe):
             "weight_decay": self.optimizer.weight_decay,
             "unit": model.cosine,
         }
+        term: InstanceTerm
         if VARIANTS[self.variant].instance == "all":
-            return Instance(model.level, index, model.dimension, **settings)
-        return InstanceWithin(model.level, index, classes, model.dimension, unlabelled=self.unlabelled, **settings)
+            term = Instance(model.level, index, model.dimension, **settings)
+        else:
+            term = InstanceWithin(model.level, index, classes, model.dimension, unlabelled=self.unlabelled, **settings)
+        if model.earlier is not None and not term.place.is_meta:
+            term.adopt(model.earlier)
+        return term
 
 
 def switched_on(epochs: int) -> float:
@@ -247,6 +280,16 @@ class Following:
 
     def __call__(self, context: Context) -> None:
         self.contrast.follow(context.model)
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    """The stage's file holds every row as it is at the end: a later run goes on from there."""
+
+    def __call__(self, context: Context) -> None:
+        for term in context.objective.terms:
+            if isinstance(term, InstanceTerm):
+                term.rows.current()
 
 
 @dataclass(frozen=True)

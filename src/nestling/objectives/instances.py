@@ -61,8 +61,24 @@ def average_rows(rows: Tensor, membership: Tensor, num_proxies: int) -> Tensor:
     ``rows``: (n, d); ``membership``: (n,) int64 in [0, P), or -1 for a row of no cluster.
     """
     known = membership >= 0
-    sums = rows.new_zeros((num_proxies, rows.shape[1])).index_add_(0, membership[known], rows[known])
+    sums = sum_rows(rows[known], membership[known], num_proxies)
     return sums / torch.bincount(membership[known], minlength=num_proxies).clamp_min(1)[:, None].to(rows.dtype)
+
+
+def sum_rows(rows: Tensor, membership: Tensor, num: int) -> Tensor:
+    """(num, d): the sum of the rows (n, d) of every cluster, by membership (n,) int64; the same on every call.
+
+    ``index_add_`` takes them in their order on the CPU alone; a GPU adds whichever comes first.
+    """
+    if rows.device.type == "cpu":
+        return rows.new_zeros((num, rows.shape[1])).index_add_(0, membership, rows)
+    return sum_in_order(rows, membership, num)
+
+
+def sum_in_order(rows: Tensor, membership: Tensor, num: int) -> Tensor:
+    """``sum_rows`` by sorting: each cluster's rows one after the other, on any device."""
+    lengths = torch.bincount(membership, minlength=num)
+    return torch.segment_reduce(rows[membership.argsort(stable=True)], "sum", lengths=lengths, unsafe=True)
 
 
 def proxy_loss(features: Tensor, rows: Tensor, membership: Tensor, index: Tensor) -> Tensor:

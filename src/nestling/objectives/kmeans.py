@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nestling.errors import UsageError
+from nestling.objectives.instances import sum_rows
 
 BLOCK = 1 << 22
 """Distances that are held at once."""
+MOST = 0.75
+"""Share of the rows that are compared with all centres, past which all are: less to compute is more to copy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,29 +72,37 @@ def kmeans(rows: Tensor, num: int, iterations: int = 20, seed: int = 0) -> Clust
         moved[membership[changed]] = True
         moved[before[changed & (before >= 0)]] = True
         centres = means(rows, membership, centres, moved)
-    inertia = (rows - centres[membership]).square().sum(dtype=torch.float64)
+    inertia = (rows - centres[membership]).square_().sum(1).sum(dtype=torch.float64)
     return Clusters(membership, centres, float(inertia), taken)
 
 
 def assign(rows: Tensor, norms: Tensor, centres: Tensor, moved: Tensor, membership: Tensor, distances: Tensor) -> None:
     """Give every row its nearest centre, ties by number; ``distances`` (n,) are squared. Both are changed in place."""
     anew = moved[membership.clamp_min(0)] | (membership < 0)
-    every = torch.arange(len(centres), device=rows.device)
-    for which, among in ((anew, every), (~anew, moved.nonzero()[:, 0])):
-        places = which.nonzero()[:, 0]
-        if not len(places) or not len(among):
+    some, others = anew.nonzero()[:, 0], (~anew).nonzero()[:, 0]
+    if len(some) > MOST * len(rows):
+        some, others = torch.arange(len(rows), device=rows.device), some[:0]
+    for places, among in ((some, None), (others, moved.nonzero()[:, 0])):
+        compared = centres if among is None else centres[among]
+        if not len(places) or not len(compared):
             continue
-        some = centres[among]
-        halves = some.square().sum(1).div_(2)
-        for part in places.split(max(BLOCK // len(among), 1)):
+        halves = compared.square().sum(1).div_(2)
+        for part in parts(places, len(rows), max(BLOCK // len(compared), 1)):
             # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2)
-            nearness, number = torch.addmm(halves, rows[part], some.T, beta=-1).max(1)
-            found, number = (norms[part] - 2 * nearness).clamp_min_(0), among[number]
-            if among is not every:
-                own = membership[part]
+            nearness, number = torch.addmm(halves, rows[part], compared.T, beta=-1).max(1)
+            found = (norms[part] - 2 * nearness).clamp_min_(0)
+            if among is not None:
+                own, number = membership[part], among[number]
                 better = (found < distances[part]) | ((found == distances[part]) & (number < own))
                 found, number = torch.where(better, found, distances[part]), torch.where(better, number, own)
             distances[part], membership[part] = found, number
+
+
+def parts(places: Tensor, total: int, size: int) -> Iterable[Tensor | slice]:
+    """``places`` in parts of ``size``; as slices, which copy nothing, where they are all ``total`` of the rows."""
+    if len(places) < total:
+        return places.split(size)
+    return [slice(begin, begin + size) for begin in range(0, total, size)]
 
 
 def refill(num: int, membership: Tensor, distances: Tensor) -> None:
@@ -112,6 +123,7 @@ def refill(num: int, membership: Tensor, distances: Tensor) -> None:
 def means(rows: Tensor, membership: Tensor, centres: Tensor, moved: Tensor) -> Tensor:
     """The mean of each cluster's rows; those that did not move are as they were."""
     touched = moved[membership].nonzero()[:, 0]
-    sums = torch.zeros_like(centres).index_add_(0, membership[touched], rows[touched])
+    every = len(touched) == len(rows)
+    sums = sum_rows(rows if every else rows[touched], membership[touched], len(centres))
     counts = torch.bincount(membership[touched], minlength=len(centres)).clamp_min(1)
     return torch.where(moved[:, None], sums / counts[:, None], centres)

@@ -1,52 +1,20 @@
 """How lambda is chosen where fine labels are not to be had: what each rule's choice costs beside the best of the grid.
 
-The paper's rule is the highest R@1 of coarse labels on validation rows. Where the coarse task is saturated, that says
-nothing: instance classification costs a little of it while it finds the fine classes. Two rules beyond the paper take
-the largest lambda that loses little: a point, or a standard error of the best one's R@1.
+The rules are those of ``evaluate.choice``, by which ``nestling sweep`` chooses too.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from nestling.evaluate.retrieval import recall_at_k
-from nestling.methods.coins import Coins
+from nestling.evaluate.choice import RULES, coarse_recall
+from nestling.methods.coins import LAMBDAS, Coins
 from nestling.reproduce.coins import recipe
 from nestling.reproduce.measures import Trained, trained
 from nestling.reproduce.rows import Rows
 from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial
 
-GRID = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
-Rule = Callable[[Mapping[float, float], int], float]
-"""R@1 of coarse labels by lambda, and of how many rows it is, to the lambda that is chosen."""
-
-
-def highest(recalls: Mapping[float, float], rows: int) -> float:
-    """The paper's: the best, the smallest of equals."""
-    return max(sorted(recalls), key=lambda weight: recalls[weight])
-
-
-def within(recalls: Mapping[float, float], loss: float) -> float:
-    """The largest lambda that loses no more than ``loss`` to the best."""
-    return max(weight for weight, recall in recalls.items() if recall >= max(recalls.values()) - loss)
-
-
-def within_a_point(recalls: Mapping[float, float], rows: int) -> float:
-    return within(recalls, 0.01)
-
-
-def within_a_standard_error(recalls: Mapping[float, float], rows: int) -> float:
-    best = max(recalls.values())
-    return within(recalls, math.sqrt(best * (1 - best) / max(rows, 1)))
-
-
-RULES: Mapping[str, Rule] = {
-    "the paper's rule": highest,
-    "within a point": within_a_point,
-    "within a standard error": within_a_standard_error,
-}
+GRID = tuple(sorted(LAMBDAS))
 BEST = "the best of the grid"
 
 
@@ -78,7 +46,7 @@ def choose(trial: Trial, place: Place) -> list[Cell]:
 def recall_of(found: Trained, *, test: bool) -> float:
     """R@1 of the finest level among test rows, or of the coarse one among validation rows."""
     outputs, labels = found.outputs(found.test if test else found.validation)
-    return recall_at_k(outputs.embedding, labels[:, -1 if test else 0], ks=(1,))[1]
+    return coarse_recall(outputs, labels, -1 if test else 0)
 
 
 def choice_trials(scale: str) -> list[Trial]:

@@ -21,8 +21,9 @@ from nestling.reproduce.table import Cell, Claim, Place, Trial
 Measure = Callable[[Trial, Place], list[Cell]]
 
 PAPER_OPTIMIZER = Optimizer(
-    name="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="steps", drops=(0.3, 0.6, 0.9), factor=5.0
-)
+    name="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="steps", drops=(0.3, 0.6, 0.9), factor=5.0,
+    restarts=True,
+)  # fmt: skip
 """Section 4: the rate divided by 5 every 15 of 50 epochs."""
 IMAGENET_OPTIMIZER = replace(PAPER_OPTIMIZER, drops=(20 / 45, 40 / 45), factor=10.0)
 """Section 4: divided by 10 every 20 of 45 epochs."""
