@@ -133,10 +133,7 @@ class DeviceData:
         uint8 (b, c, h, w), where they were decoded ahead.
         """
         where = torch.from_numpy(rows).to(self.device)
-        if self.images is not None:
-            images = self.images[where]
-        else:
-            images = (self.data.images(rows) if images is None else images).to(self.device)
+        images = self.pictures(rows, images)
         index = self.index[where]
         if augmentation is not None and draws is not None:
             counter = torch.from_numpy(draws).to(self.device) * 2**32 + index
@@ -146,3 +143,9 @@ class DeviceData:
             pixels = distortion(pixels, index)
         inputs = self.preprocessing.normalise(pixels).contiguous(memory_format=torch.channels_last)
         return Batch(inputs, self.labels[where], index, self.levels)
+
+    def pictures(self, rows: np.ndarray, images: Tensor | None = None) -> Tensor:
+        """uint8 (b, c, h, w) on the device; ``images`` where they were decoded ahead."""
+        if self.images is not None:
+            return self.images[torch.from_numpy(rows).to(self.device)]
+        return (self.data.images(rows) if images is None else images).to(self.device)
