@@ -45,6 +45,10 @@ class Nested(ConceptOptions, Recipe):
     """none, temperature, rejection (an extra class on synthetic bottlenecks), or both."""
     skips: bool = True
     """Finer levels see earlier maps of the backbone."""
+    hidden: tuple[int, ...] = ()
+    """Units of a hidden layer before each level's linear layer, coarse to fine; 0, or nothing at all, is none."""
+    dropout: float = 0.0
+    """Share of a map that is dropped after each pooling of a 'conv:…' backbone."""
     rejection_epochs: int = 12
     """Epochs of the rejection layers."""
 
@@ -60,10 +64,12 @@ class Nested(ConceptOptions, Recipe):
                 "set marginal = false, or reading = 'at-least'"
             )
         check("rejection_epochs", self.rejection_epochs, least=1)
+        check("hidden", self.hidden, least=0)
+        check("dropout", self.dropout, least=0, most=0.99)
         check("concept_strength", self.concept_strength, above=0)
 
     def network(self) -> NetworkOptions:
-        return NetworkOptions(skips=self.skips, norm=self.norm)
+        return NetworkOptions(skips=self.skips, norm=self.norm, hidden=self.hidden, dropout=self.dropout)
 
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
         levels = data.taxonomy.levels
