@@ -7,7 +7,7 @@ the same network, the same rows as far as it may see them, the same batches, tem
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nestling.methods.baselines import EndToEnd, FlatMarginal
@@ -21,9 +21,10 @@ Mix = tuple[int, ...]
 Flat = EndToEnd | FlatMarginal
 
 NESTED, OURS, TWIN, MORE = "nested", "nested, our default", "end-to-end", "end-to-end, 1.5 f"
-MARGINAL, CRM = "flat + marginal", "flat + CRM"
+MARGINAL, CRM, REJECTION = "flat + marginal", "flat + CRM", "nested + rejection"
 """The rows of a table. ``MORE`` has half as many fine labels again; ``CRM`` decides anew from ``MARGINAL``'s weights,
-and is measured beside it."""
+and ``REJECTION`` is ``NESTED`` with its rejection class: each is measured beside the other."""
+BESIDE = {NESTED: REJECTION, MARGINAL: CRM}
 
 RATES = (0.8, 0.5, 0.2)
 """The authors' example: the shares of the rows that have coarse, middle and fine labels."""
@@ -59,24 +60,34 @@ class Setting:
     """One set at one scale."""
 
     source: str
-    num_rows: int
-    """n of the label mix."""
+    num_rows: int | None
+    """The first rows of the set, which the label mix is drawn from; None for all."""
+    known: Mix
+    """The label mix: rows labelled up to each level exactly, coarse to fine."""
     network: Network
     epochs: Mix
     """Of the stages of the cascade."""
     test: int | None
+    image_size: int | None = None
+    augmentation: str = "none"
 
-    def rows(self, known: Mix | None = None, *, fine_only: bool = False) -> Rows:
-        """The label mix (coarse only, up to middle, all labels), by default that of the authors' rates."""
-        mix = self.mix() if known is None else known
+    def rows(self, known: Mix, *, fine_only: bool = False) -> Rows:
+        """The rows of a label mix, or of these those with fine labels alone."""
         return Rows(
-            source=self.source, train=self.num_rows, test=self.test, known=mix, fine_only=fine_only, validation=KEPT
+            source=self.source,
+            train=self.num_rows,
+            test=self.test,
+            image_size=self.image_size,
+            known=known,
+            fine_only=fine_only,
+            validation=KEPT,
         )
 
-    def mix(self, rates: tuple[float, float, float] = RATES) -> Mix:
-        """How many rows are labelled up to each level exactly, of rates at least so far."""
-        coarse, middle, fine = (round(rate * self.num_rows) for rate in rates)
-        return coarse - middle, middle - fine, fine
+
+def mix(num_rows: int, rates: tuple[float, float, float] = RATES) -> Mix:
+    """How many rows are labelled up to each level exactly, of rates at least so far."""
+    coarse, middle, fine = (round(rate * num_rows) for rate in rates)
+    return coarse - middle, middle - fine, fine
 
 
 SIZES: Mapping[str, Mapping[str, tuple[int, Network, Mix, int | None]]] = {
@@ -86,9 +97,9 @@ SIZES: Mapping[str, Mapping[str, tuple[int, Network, Mix, int | None]]] = {
         "cifar10": (120, Network(backbone="conv:4/4/4/4", hidden=(8, 4, 0), dropout=0.3), (1, 1, 1), 60),
     },
     "small": {
-        "mnist": (6_000, MNIST, (30, 30, 80), 4_000),
-        "fashion_mnist": (6_000, MNIST, (30, 30, 80), 4_000),
-        "cifar10": (6_000, HALF_CIFAR10, (15, 15, 30), 4_000),
+        "mnist": (6_000, MNIST, (20, 20, 50), 4_000),
+        "fashion_mnist": (6_000, MNIST, (20, 20, 50), 4_000),
+        "cifar10": (6_000, HALF_CIFAR10, (10, 10, 20), 4_000),
     },
     "paper": {
         "mnist": (60_000, MNIST, (100, 100, 200), None),
@@ -102,10 +113,11 @@ SIZES: Mapping[str, Mapping[str, tuple[int, Network, Mix, int | None]]] = {
 def setting(scale: str, source: str) -> Setting:
     """mnist, fashion_mnist or cifar10 at a scale."""
     num_rows, network, epochs, test = SIZES[scale][source]
-    return Setting(source=source, num_rows=num_rows, network=network, epochs=epochs, test=test)
+    known = mix(num_rows)
+    return Setting(source=source, num_rows=num_rows, known=known, network=network, epochs=epochs, test=test)
 
 
-def nested(scale: str, network: Network, epochs: Mix, **more: Any) -> Nested:
+def nested(scale: str, at: Setting, **more: Any) -> Nested:
     """The paper's cascade on disjoint subsets; ``more`` are other fields of the recipe."""
     if scale == "smoke":
         more["rejection_epochs"] = 1
@@ -113,28 +125,26 @@ def nested(scale: str, network: Network, epochs: Mix, **more: Any) -> Nested:
         reading="exact",
         marginal=False,
         balance="rows",
-        augmentation="none",
-        epochs=epochs,
-        hidden=network.hidden,
-        dropout=network.dropout,
-        **budget(scale, len(epochs)),
+        augmentation=at.augmentation,
+        epochs=at.epochs,
+        hidden=at.network.hidden,
+        dropout=at.network.dropout,
+        **budget(scale, len(at.epochs)),
     )
     return replace(made, **more)
 
 
-def flat(
-    scale: str, kind: type[EndToEnd] | type[FlatMarginal], network: Network, epochs: Mix, steps: int | None, **more: Any
-) -> Flat:
-    """A baseline on the same network, with as many steps as the cascade has in all: ``steps``."""
+def flat(scale: str, kind: type[EndToEnd] | type[FlatMarginal], at: Setting, **more: Any) -> Flat:
+    """A baseline on the same network, with as many steps as the cascade has in all."""
     made = kind(
         balance="levels",
-        augmentation="none",
-        epochs=epochs[-1],
-        hidden=network.hidden,
-        dropout=network.dropout,
+        augmentation=at.augmentation,
+        epochs=at.epochs[-1],
+        hidden=at.network.hidden,
+        dropout=at.network.dropout,
         **budget(scale, 1),
     )
-    return replace(made, **paced(scale, steps, epochs[-1]), **more)
+    return replace(made, **paced(scale, at, at.epochs[-1]), **more)
 
 
 def budget(scale: str, stages: int) -> dict[str, Any]:
@@ -147,9 +157,9 @@ def budget(scale: str, stages: int) -> dict[str, Any]:
     return {"optimizer": SMALL_OPTIMIZER, "batch_size": SMALL_BATCH}
 
 
-def paced(scale: str, steps: int, epochs: int) -> dict[str, Any]:
-    """Steps of an epoch such that all are ``steps``; at the paper's scale the paper's rule says when to stop."""
-    return {"steps_per_epoch": max(-(-steps // epochs), 1)} if scale == "small" else {}
+def paced(scale: str, at: Setting, epochs: int) -> dict[str, Any]:
+    """Steps of an epoch such that all are as many as the cascade's; the paper's own rule says when to stop there."""
+    return {"steps_per_epoch": max(-(-steps_of(at.known, at.epochs) // epochs), 1)} if scale == "small" else {}
 
 
 def steps_of(known: Mix, epochs: Mix) -> int:
@@ -157,48 +167,43 @@ def steps_of(known: Mix, epochs: Mix) -> int:
     return sum(-(-int((1 - KEPT) * count) // SMALL_BATCH) * passes for count, passes in zip(known, epochs, strict=True))
 
 
-def recipes(scale: str, network: Network, epochs: Mix, known: Mix) -> dict[str, Recipe]:
-    """Every method by its row. ``known``: the label mix, which says how many steps all of them take."""
-    steps = steps_of(known, epochs)
+def recipes(scale: str, at: Setting) -> dict[str, Recipe]:
+    """Every method by its row."""
     default: dict[str, Any] = {"reading": "at-least", "marginal": True, "balance": "levels"}
     return {
-        NESTED: nested(scale, network, epochs, calibration="both"),
-        OURS: nested(scale, network, epochs, **default, **paced(scale, steps, sum(epochs))),
-        TWIN: flat(scale, EndToEnd, network, epochs, steps),
-        MORE: flat(scale, EndToEnd, network, epochs, steps),
-        MARGINAL: flat(scale, FlatMarginal, network, epochs, steps),
+        NESTED: nested(scale, at, calibration="both"),
+        OURS: nested(scale, at, **default, **paced(scale, at, sum(at.epochs))),
+        TWIN: flat(scale, EndToEnd, at),
+        MORE: flat(scale, EndToEnd, at),
+        MARGINAL: flat(scale, FlatMarginal, at),
     }
 
 
-def rows_for(row: str, at: Setting, known: Mix | None = None) -> Rows:
+def rows_for(row: str, at: Setting) -> Rows:
     """What a method may see: the label mix, its fine labels alone, or half as many of those again."""
-    mix = at.mix() if known is None else known
     if row == MORE:
-        return at.rows((*(0,) * (len(mix) - 1), round(MORE_FINE * mix[-1])), fine_only=True)
-    return at.rows(mix, fine_only=row == TWIN)
+        return at.rows((*(0,) * (len(at.known) - 1), round(MORE_FINE * at.known[-1])), fine_only=True)
+    return at.rows(at.known, fine_only=row == TWIN)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Which methods are compared on a set, and how they are measured."""
-
-    measure: Measure
-    rows: tuple[str, ...] = (NESTED, OURS, TWIN, MORE, MARGINAL)
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def trials(self, scale: str, source: str, prefix: str = "", known: Mix | None = None) -> list[Trial]:
-        """One for each method; flat + CRM stands beside flat + marginal, which ``options['also']`` tells."""
-        at = setting(scale, source)
-        mix = at.mix() if known is None else known
-        made = recipes(scale, at.network, at.epochs, mix)
-        return [
-            Trial(
-                row=f"{prefix}{row}",
-                recipe=made[row],
-                rows=rows_for(row, at, mix),
-                measure=self.measure,
-                options={**self.options, **({"also": [f"{prefix}{CRM}"]} if row == MARGINAL else {})},
-                backbone=at.network.backbone,
-            )
-            for row in self.rows
-        ]
+def compare(
+    scale: str,
+    at: Setting,
+    measure: Measure,
+    methods: tuple[str, ...] = (NESTED, OURS, TWIN, MORE, MARGINAL),
+    prefix: str = "",
+    options: Mapping[str, Any] | None = None,
+) -> list[Trial]:
+    """A trial for each method on one set; ``options['also']`` names the row that is measured beside."""
+    made = recipes(scale, at)
+    return [
+        Trial(
+            row=f"{prefix}{row}",
+            recipe=made[row],
+            rows=rows_for(row, at),
+            measure=measure,
+            options={**(options or {}), **({"also": [f"{prefix}{BESIDE[row]}"]} if row in BESIDE else {})},
+            backbone=at.network.backbone,
+        )
+        for row in methods
+    ]
