@@ -79,7 +79,7 @@ SKIPS = Table(
     about="mnist, the authors' network and its cascade as in nested-distortion, with the skips and without: then a "
     "finer level sees nothing but the coarser one's map.",
     trials=skip_trials,
-    floor=Floor(row=SKIPS_ROW, column=accuracy("fine"), least=0.85),
+    floor=Floor(row=SKIPS_ROW, column=accuracy("fine", strength=0), least=0.85),
     claims=[
         gap("fine", 0.10),
         gap("middle", 0.075),
@@ -87,8 +87,8 @@ SKIPS = Table(
         Claim(
             id="skips-fine-clean",
             text="with skips the fine accuracy on clean rows is slightly higher",
-            more=(SKIPS_ROW, accuracy("fine")),
-            less=(NO_SKIPS, accuracy("fine")),
+            more=(SKIPS_ROW, accuracy("fine", strength=0)),
+            less=(NO_SKIPS, accuracy("fine", strength=0)),
         ),
         Claim(
             id="skips-fine-over-coarse",
@@ -202,8 +202,8 @@ def joined(level: str, paper: float) -> Claim:
     return Claim(
         id=f"cascade-over-joint-{level}",
         text=f"the cascade has a higher {level} accuracy than joint training",
-        more=(CASCADE_ROW, accuracy(level)),
-        less=(JOINT, accuracy(level)),
+        more=(CASCADE_ROW, accuracy(level, strength=0)),
+        less=(JOINT, accuracy(level, strength=0)),
         paper=paper,
     )
 
@@ -215,7 +215,7 @@ CASCADE = Table(
     "batches of random rows. Then, on the cascade's weights, the steps of calibration one by one, and four ways to "
     "combine the levels; votes weigh as accuracies on validation rows do. Curves are on validation rows.",
     trials=cascade_trials,
-    floor=Floor(row=CASCADE_ROW, column=accuracy("fine"), least=0.85),
+    floor=Floor(row=CASCADE_ROW, column=accuracy("fine", strength=0), least=0.85),
     claims=[
         joined("fine", 0.04),
         joined("middle", 0.03),

@@ -52,8 +52,8 @@ def clean(ours: str, theirs: str) -> Claim:
     return Claim(
         id="-".join(f"clean {ours} over {theirs}".replace(",", "").replace("+ ", "").split()),
         text=f"{ours} has a higher fine accuracy on clean rows than {theirs}",
-        more=(ours, accuracy("fine")),
-        less=(theirs, accuracy("fine")),
+        more=(ours, accuracy("fine", strength=0)),
+        less=(theirs, accuracy("fine", strength=0)),
     )
 
 
@@ -69,7 +69,7 @@ DISTORTION = Table(
     "4,000 test rows.",
     trials=lambda scale: compare(scale, setting(scale, "mnist"), robustness),
     seeds={"smoke": 1, "small": 3, "paper": 3},
-    floor=Floor(row=TWIN, column=accuracy("fine"), least=0.85),
+    floor=Floor(row=TWIN, column=accuracy("fine", strength=0), least=0.85),
     claims=[
         *wins("", NESTED, TWIN, 0.02, 0.07),
         *wins("", NESTED, MORE, 0.021, 0.075),
@@ -91,7 +91,7 @@ DISTORTION = Table(
 
 SETS = ("mnist", "fashion_mnist", "cifar10")
 ALL = "all sets"
-SHARES: dict[str, tuple[float, ...]] = {"smoke": (0.0, 0.5), "small": (0.0, 0.5), "paper": (0.0, 0.25, 0.5, 0.75)}
+SHARES: dict[str, tuple[float, ...]] = {"smoke": (0.0,), "small": (0.0, 0.5), "paper": (0.0, 0.25, 0.5, 0.75)}
 """How much of the way from f to 1.5 f fine labels; the coarser ones fall to none on it."""
 
 
@@ -160,7 +160,7 @@ BUDGET = Table(
     f"networks, at small half as wide on cifar10. {TURBULENT} 'all sets' is the mean over the three.",
     trials=budget_trials,
     derived=over_sets,
-    floor=Floor(row=f"{ALL}: {TWIN}", column=accuracy("fine"), least=0.6),
+    floor=Floor(row=f"{ALL}: {TWIN}", column=accuracy("fine", strength=0), least=0.6),
     claims=[
         claim
         for source in (*SETS, ALL)

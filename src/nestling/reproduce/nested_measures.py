@@ -23,14 +23,19 @@ By = Mapping[str, Decisions]
 """By condition."""
 
 
-def accuracy(level: str, *, distorted: bool = False) -> str:
-    """A column: on clean rows, or the mean over the four levels of distortion."""
-    return f"{level} accuracy{', distorted' if distorted else ''}"
+def accuracy(level: str, *, strength: float | None = None, distorted: bool = False) -> str:
+    """A column: on rows distorted at a strength, 0 being clean ones, or the mean over the four levels of distortion."""
+    return column("accuracy", level, strength, distorted)
 
 
-def overconfidence(level: str, *, distorted: bool = False) -> str:
+def overconfidence(level: str, *, strength: float | None = None, distorted: bool = False) -> str:
     """A column: mean confidence less accuracy."""
-    return f"{level} overconfidence{', distorted' if distorted else ''}"
+    return column("overconfidence", level, strength, distorted)
+
+
+def column(kind: str, level: str, strength: float | None, distorted: bool) -> str:
+    """Without either, of clean rows in a table that has no others."""
+    return f"{level} {kind}" + (", distorted" if distorted else "" if strength is None else f" strength {strength:g}")
 
 
 def robustness(trial: Trial, place: Place) -> list[Cell]:
@@ -70,15 +75,17 @@ def cells_of(row: str, by: By, data: LabelledData, *, ece: bool = False) -> list
         known = labels >= 0
         right = {name: (d.columns[level] == labels)[known].astype(float) for name, d in by.items()}
         over = {name: d.confidence[level][known] - right[name] for name, d in by.items()}
-        for column, samples in ((accuracy, right), (overconfidence, over)):
-            cells.append(cell(row, column(level), samples[CLEAN]))
-            distorted = [samples[name] for name in TURBULENCE if name in samples]
-            if distorted:
-                cells.append(cell(row, column(level, distorted=True), np.mean(distorted, axis=0)))
-                cells += [
-                    Cell(row, f"{column(level)} strength {strength:g}", float(samples[name].mean()), count=len(labels))
-                    for name, strength in ((CLEAN, 0.0), *TURBULENCE.items())
-                ]
+        for name_of, samples in ((accuracy, right), (overconfidence, over)):
+            distorted = {TURBULENCE[name]: samples[name] for name in TURBULENCE if name in samples}
+            if not distorted:
+                cells.append(cell(row, name_of(level), samples[CLEAN]))
+                continue
+            cells.append(cell(row, name_of(level, strength=0), samples[CLEAN]))
+            cells.append(cell(row, name_of(level, distorted=True), np.mean(list(distorted.values()), axis=0)))
+            cells += [
+                Cell(row, name_of(level, strength=strength), float(each.mean()), count=len(each))
+                for strength, each in distorted.items()
+            ]
         if ece:
             confidence = by[CLEAN].confidence[level][known]
             cells.append(Cell(row, f"{level} ECE", expected_calibration_error(confidence, right[CLEAN] == 1)))

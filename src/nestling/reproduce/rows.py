@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ class Rows:
     def load(self, data_dir: str | None, seed: int = 0) -> Parts:
         """Read them, or make them anew where they are made at random. Raises DataError where a class has too few."""
         size = self.image_size
-        train = load_data(self.source, "train", data_dir, image_size=size, seed=seed, first=self.train)
-        test = load_data(self.source, self.split, data_dir, image_size=size, seed=seed, first=self.test)
+        train = read(self.source, "train", data_dir, size, seed, self.train)
+        test = read(self.source, self.split, data_dir, size, seed, self.test)
         if self.known is not None:
             train = known_to(train, self.known, seed)
             if self.fine_only:
@@ -65,6 +66,14 @@ class Rows:
     def key(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+
+@lru_cache(maxsize=4)
+def read(
+    source: str, split: str, data_dir: str | None, image_size: int | None, seed: int, first: int | None
+) -> LabelledData:
+    """The rows of a split, held for the next trials of this process, which may keep other labels of them."""
+    return load_data(source, split, data_dir, image_size=image_size, seed=seed, first=first)
 
 
 def known_to(data: LabelledData, counts: tuple[int, ...], seed: int) -> LabelledData:
