@@ -59,7 +59,7 @@ def trials(scale: str) -> list[Trial]:
 
 
 def claims() -> list[Claim]:
-    """Nested learning above end-to-end at every level of every set; and above flat + marginal, which the paper lacks."""
+    """Nested learning above end-to-end at every level of every set; above flat + marginal, which the paper lacks."""
     found = []
     for source, levels in PRINTED.items():
         for level, (theirs, ours) in levels.items():
