@@ -26,6 +26,7 @@ from nestling.objectives.robust import (
     tightening,
     worst_concept_accuracy,
 )
+from nestling.objectives.votes import vote
 
 __all__ = [
     "adversarial_direction",
@@ -51,5 +52,6 @@ __all__ = [
     "slow_start_gain",
     "tightening",
     "turbulence",
+    "vote",
     "worst_concept_accuracy",
 ]

@@ -46,13 +46,16 @@ class ConvBackbone(nn.Module):
     channels: channels of the input images.
     widths: for each stage the widths of its convolutions, e.g. ``[[8, 16], [32], [64]]``.
     norm: 'batch' or 'none'.
+    dropout: the share of a map that is dropped after each pooling.
     """
 
-    def __init__(self, channels: int, widths: list[list[int]], norm: str = "batch") -> None:
+    def __init__(self, channels: int, widths: list[list[int]], norm: str = "batch", dropout: float = 0.0) -> None:
         super().__init__()
         stages, previous = [], channels
         for number, stage in enumerate(widths):
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if number else []
+            if number and dropout:
+                layers.append(nn.Dropout(dropout))
             for width in stage:
                 layers.append(conv_block(previous, width, norm))
                 previous = width
@@ -79,13 +82,17 @@ def auto_backbone(input_shape: tuple[int, int, int]) -> str:
     return "conv:32/64/128-128" if side <= 64 else "resnet18"
 
 
-def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "batch") -> nn.Module:
+def build_backbone(
+    name: str, input_shape: tuple[int, int, int], norm: str = "batch", dropout: float = 0.0
+) -> nn.Module:
     """A backbone by name: ``conv:8-16/32/64`` (widths; ``/`` pools), ``resnet18``, ``resnet18-16`` (first width).
 
     ``timm:NAME`` is a model of timm. ``auto`` is resolved by ``auto_backbone`` before. Raises UsageError for an unknown
-    name or images too small for it.
+    name, images too small for it, or ``dropout``, after each pooling, where there is no such place.
     """
     channels, height, width = input_shape
+    if dropout and not name.startswith("conv:"):
+        raise UsageError(f"the backbone {name!r} has no dropout: use dropout = 0, or a 'conv:…' backbone")
     if name.startswith(PREFIX):
         return timm_backbone(name, input_shape, norm)
     if name.startswith("conv:"):
@@ -110,7 +117,7 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
                 f"the backbone {name!r:.80} needs images of at least {smallest} pixels a side, got {height}x{width}: "
                 "use fewer stages or a larger --image-size"
             )
-        return ConvBackbone(channels, widths, norm)
+        return ConvBackbone(channels, widths, norm, dropout)
     match = re.fullmatch(r"(resnet\d+)(?:-(\d{1,4}))?", name)
     if match is None or match[1] not in RESNETS:
         raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS, "timm:NAME"])

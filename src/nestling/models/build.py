@@ -25,6 +25,10 @@ class NetworkOptions:
     """'batch' or 'none'."""
     plain: bool = False
     """The head of a single softmax reads the backbone's last map, pooled: there is nothing between."""
+    hidden: tuple[int, ...] = ()
+    """Units of a hidden layer before each level's linear layer, coarse to fine; 0 is none."""
+    dropout: float = 0.0
+    """Share of a map that is dropped after each pooling of a 'conv:…' backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +122,9 @@ def build_model(
     if isinstance(options, LayerOptions):
         return build_layers(taxonomy, input_shape, backbone, options, config)
     config["backbone"] = name = auto_backbone(input_shape) if backbone == "auto" else backbone
-    network = build_backbone(name, input_shape, options.norm)
+    network = build_backbone(
+        name, input_shape, options.norm, 0.0 if isinstance(options, SearchOptions) else options.dropout
+    )
     if isinstance(options, SearchOptions):
         return SearchModel(
             network,
@@ -132,7 +138,7 @@ def build_model(
             probe=options.probe,
         )
     heads = taxonomy.levels[-1:] if method in FLAT else None
-    return NestedModel(network, taxonomy, config, heads, options.skips, options.norm, options.plain)
+    return NestedModel(network, taxonomy, config, heads, options.skips, options.norm, options.plain, options.hidden)
 
 
 def build_layers(
