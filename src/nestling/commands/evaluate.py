@@ -17,6 +17,7 @@ from nestling.commands.words import attack_lines, concept_lines, retrieval_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.sources import load_data
 from nestling.data.tables import split_name
+from nestling.data.text import TextEncoding
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.attack_specs import parse_attack
@@ -47,7 +48,8 @@ def evaluate(command: Evaluate) -> int:
     source = command.source or bundle.config.get("source")
     if not source:
         raise UsageError(f"{command.run} does not say what it was trained on: give --source")
-    size = (bundle.preprocessing.height, bundle.preprocessing.width)
+    texts = isinstance(bundle.preprocessing, TextEncoding)
+    size = None if texts else (bundle.preprocessing.height, bundle.preprocessing.width)
     levels = command.level_names or bundle.config.get("levels")
     try:
         data = load_data(
@@ -57,7 +59,7 @@ def evaluate(command: Evaluate) -> int:
             bundle.model.taxonomy,
             levels,
             image_size=size,
-            channels=bundle.preprocessing.channels,
+            channels=None if texts else bundle.preprocessing.channels,
             qualify_names=command.qualify_names,
             on_bad_image=command.on_bad_image or "error",
             seed=bundle.config.get("seed", 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from itertools import repeat
 
@@ -16,7 +17,8 @@ from nestling.data.dataset import LabelledData
 from nestling.data.distortions import Distortion
 from nestling.data.images import LazyImages
 from nestling.data.stream import Ahead
-from nestling.data.transforms import Augmentation, Preprocessing
+from nestling.data.text import AnyPreprocessing, TextEncoding
+from nestling.data.transforms import Augmentation
 from nestling.errors import DataError
 from nestling.seeds import derive
 
@@ -90,7 +92,9 @@ def shares(num_kinds: int, batch_size: int) -> list[int]:
 class DeviceData:
     """Rows made ready for a model: small images live on the device as one uint8 tensor, others are fetched by batch."""
 
-    def __init__(self, data: LabelledData, preprocessing: Preprocessing, device: torch.device) -> None:
+    def __init__(self, data: LabelledData, preprocessing: AnyPreprocessing, device: torch.device) -> None:
+        if isinstance(data.inputs, list) and isinstance(preprocessing, TextEncoding):
+            data = replace(data, inputs=preprocessing.encode(data.inputs))
         if data.image_shape != (preprocessing.channels, preprocessing.height, preprocessing.width):
             raise DataError(f"{data.name!r} has images of shape {data.image_shape}, the model wants {preprocessing}")
         self.data = data

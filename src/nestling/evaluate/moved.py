@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from nestling.data.dataset import LabelledData
 from nestling.data.loader import DeviceData
-from nestling.data.transforms import Preprocessing
+from nestling.data.text import AnyPreprocessing
 from nestling.engine.predict import concatenate
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
@@ -23,7 +23,7 @@ STEPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def moved_outputs(
-    model: Model, preprocessing: Preprocessing, data: LabelledData, runtime: Runtime, steps: Sequence[float] = STEPS
+    model: Model, preprocessing: AnyPreprocessing, data: LabelledData, runtime: Runtime, steps: Sequence[float] = STEPS
 ) -> dict[float, Outputs]:
     """Outputs of the model in evaluation mode on x + step * z, for each step.
 
@@ -54,7 +54,7 @@ def moved_outputs(
 @torch.no_grad()
 def accuracy_by_step(
     model: Model,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     data: LabelledData,
     runtime: Runtime,
     steps: Sequence[float] = STEPS,

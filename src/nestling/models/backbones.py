@@ -12,8 +12,11 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from nestling.data.text import is_text
 from nestling.errors import UsageError, unknown
 from nestling.models.resnet import RESNETS, ResNet
+from nestling.models.text import PREFIX as TEXT
+from nestling.models.text import TextBackbone
 from nestling.models.timm_backbones import PREFIX, timm_backbone
 
 WIDEST = 2**16
@@ -74,6 +77,8 @@ class ConvBackbone(nn.Module):
 def auto_backbone(input_shape: tuple[int, int, int]) -> str:
     """The name behind ``auto`` for images of ``(channels, height, width)``: small networks that train on two cores."""
     channels, height, width = input_shape
+    if is_text(input_shape):
+        return "text:48/64/96"
     side = min(height, width)
     if side <= 16:
         return "conv:8-16/32/64"
@@ -87,10 +92,16 @@ def build_backbone(
 ) -> nn.Module:
     """A backbone by name: ``conv:8-16/32/64`` (widths; ``/`` pools), ``resnet18``, ``resnet18-16`` (first width).
 
-    ``timm:NAME`` is a model of timm. ``auto`` is resolved by ``auto_backbone`` before. Raises UsageError for an unknown
-    name, images too small for it, or ``dropout``, after each pooling, where there is no such place.
+    ``timm:NAME`` is a model of timm, ``text:48/64/96`` a network for texts. ``auto`` is resolved by ``auto_backbone``
+    before. Raises UsageError for an unknown name, inputs that it does not take or that are too small for it, or
+    ``dropout``, after each pooling, where there is no such place.
     """
     channels, height, width = input_shape
+    if is_text(input_shape) != name.startswith(TEXT):
+        takes, are = ("texts", "pictures") if name.startswith(TEXT) else ("pictures", "texts")
+        raise UsageError(f"the backbone {name!r:.80} takes {takes}, and the inputs are {are}: leave --backbone out")
+    if name.startswith(TEXT):
+        return TextBackbone(widths_of(name.removeprefix(TEXT), name, "text:48/64/96"), norm, dropout)
     if dropout and not name.startswith("conv:"):
         raise UsageError(f"the backbone {name!r} has no dropout: use dropout = 0, or a 'conv:…' backbone")
     if name.startswith(PREFIX):
@@ -120,7 +131,7 @@ def build_backbone(
         return ConvBackbone(channels, widths, norm, dropout)
     match = re.fullmatch(r"(resnet\d+)(?:-(\d{1,4}))?", name)
     if match is None or match[1] not in RESNETS:
-        raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS, "timm:NAME"])
+        raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS, "timm:NAME", "text:48/64/96"])
     if norm != "batch":
         raise UsageError(
             f"the backbone {name!r} has batch norm in every block: use norm = 'batch', or a 'conv:…' backbone"
@@ -129,6 +140,19 @@ def build_backbone(
     if first < 1:
         raise UsageError(f"the first width of the backbone {name!r} must be at least 1, such as {match[1]}-16")
     return ResNet(channels, RESNETS[match[1]], width=first, small_images=min(height, width) <= 64)
+
+
+def widths_of(text: str, name: str, example: str) -> list[int]:
+    """``48/64/96`` as numbers. Raises UsageError for anything else."""
+    try:
+        widths = [int(width) for width in text.split("/")] if len(text) < LONGEST_NAME else []
+    except ValueError:
+        widths = []
+    if not 1 <= len(widths) <= 8 or min(widths) < 1 or max(widths) > WIDEST:
+        raise UsageError(
+            f"cannot read the backbone {name!r:.80}: expected up to 8 widths of 1 to {WIDEST} like {example!r}"
+        )
+    return widths
 
 
 def num_parameters(module: nn.Module) -> int:

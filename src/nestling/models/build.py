@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from nestling.data.text import is_text
 from nestling.errors import UsageError, unknown
 from nestling.models.backbones import auto_backbone, build_backbone
 from nestling.models.convnet import conv_trunk, doubling_widths, named_trunk
@@ -119,6 +120,8 @@ def build_model(
         "options": {f.name: value for f in fields(kind) if (value := getattr(options, f.name)) is not None},
         "rejection": False,
     }
+    if is_text(input_shape) and method in ("layerwise", "robust"):
+        raise UsageError(f"{method} takes pictures, and the inputs are texts: use nested, a flat baseline or coins")
     if isinstance(options, LayerOptions):
         return build_layers(taxonomy, input_shape, backbone, options, config)
     config["backbone"] = name = auto_backbone(input_shape) if backbone == "auto" else backbone
