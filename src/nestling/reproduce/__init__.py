@@ -7,6 +7,7 @@ from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WI
 from nestling.reproduce.layerwise_memory import MEMORY
 from nestling.reproduce.layerwise_remarks import CLOSING, COMPRESSION, UNCONVERGED
 from nestling.reproduce.nested_ablations import CASCADE, SKIPS
+from nestling.reproduce.nested_attacks import ATTACKS_TABLE
 from nestling.reproduce.nested_distortion import BUDGET, DISTORTION
 from nestling.reproduce.nested_table1 import TABLE1
 from nestling.reproduce.robust_concepts import AUGMENTATION, CONCEPTS, CONTROL, SCHEDULE
@@ -41,6 +42,7 @@ TABLES: dict[str, Table] = {
         TABLE1,
         DISTORTION,
         BUDGET,
+        ATTACKS_TABLE,
         SKIPS,
         CASCADE,
     )
