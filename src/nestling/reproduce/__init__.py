@@ -10,6 +10,7 @@ from nestling.reproduce.nested_ablations import CASCADE, SKIPS
 from nestling.reproduce.nested_attacks import ATTACKS_TABLE
 from nestling.reproduce.nested_distortion import BUDGET, DISTORTION
 from nestling.reproduce.nested_table1 import TABLE1
+from nestling.reproduce.nested_text import TEXT
 from nestling.reproduce.robust_concepts import AUGMENTATION, CONCEPTS, CONTROL, SCHEDULE
 from nestling.reproduce.robust_transfer import FINETUNE
 from nestling.reproduce.robust_transfer import TRANSFER as ROBUST_TRANSFER
@@ -45,5 +46,6 @@ TABLES: dict[str, Table] = {
         ATTACKS_TABLE,
         SKIPS,
         CASCADE,
+        TEXT,
     )
 }
