@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import robust
 import torch
+from attacks import deepfool
 from epochs import against_checkpointing, deep_against_early
 from loops import TINY, Bare, Size, beside, checkpointing, made, network
 from memory import beside as ways
@@ -158,6 +159,7 @@ ROWS: dict[str, Callable[[Path, Size], Row]] = {
     "second-pass": robust.second_pass,
     "instances": instances,
     "clusters": clusters,
+    "deepfool": deepfool,
 }
 ON_REQUEST: dict[str, Callable[[Path, Size], Row]] = {"retrieval": retrieval}
 """Rows that need what nestling's extras do not install; measured where they are named."""

@@ -6,6 +6,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
+from nestling.data.text import TextEncoding
 from nestling.data.transforms import Preprocessing
 from nestling.engine.fit import Run, fit
 from nestling.engine.runtime import Runtime
@@ -88,7 +90,7 @@ def test_fgsm_by_hand() -> None:
 def test_fgsm_until_flip_by_hand() -> None:
     # The score rises by 3 epsilon from -0.3: it flips at 0.1, and the ladder's step there is halved five times.
     found = fgsm_until_flip(line, image(0.6, 0.4), torch.tensor([0]))
-    step = next(high - low for low, high in zip(LADDER, LADDER[1:]) if high > 0.1)
+    step = next(high - low for low, high in pairwise(LADDER) if high > 0.1)
     assert 0.1 <= found.strength.item() <= 0.1 + step / 2**HALVINGS + 1e-6
     assert found.flipped.item()
     # Wrong from the start: nothing is moved.
@@ -245,16 +247,14 @@ def figures(run: Run, data: LabelledData, spec: str, level: str | None = None):
 
 @pytest.mark.parametrize("level", ["coarse", "middle", "fine"])
 @pytest.mark.parametrize("spec", ["fgsm:flip", "deepfool", "saliency:1"])
-def test_the_attacked_head_is_the_one_that_falls(
-    nested: Run, toy_data: LabelledData, spec: str, level: str
-) -> None:
+def test_the_attacked_head_is_the_one_that_falls(nested: Run, toy_data: LabelledData, spec: str, level: str) -> None:
     data = toy_data.subset(range(60))
     found, metrics = figures(nested, data, spec, level)
     own = {entry["name"]: entry["accuracy"] for entry in metrics["levels_uncombined"]}
     number = data.taxonomy.level_index(level)
     wrong = found.outputs.logits[level].argmax(1).numpy() != data.labels[:, number]
     assert np.array_equal(found.flipped, wrong) and own[level] == pytest.approx(1 - wrong.mean())
-    assert metrics["flipped"] == wrong.mean() > {"fgsm:flip": 0.6, "deepfool": 0.9, "saliency:1": 0.5}[spec]
+    assert metrics["flipped"] == wrong.mean() > {"fgsm:flip": 0.6, "deepfool": 0.6, "saliency:1": 0.5}[spec]
     assert (metrics["level"], [entry["name"] for entry in metrics["levels"]]) == (level, ["coarse", "middle", "fine"])
     if level == "fine" and spec == "deepfool":
         assert own["coarse"] > 0.3
@@ -268,7 +268,9 @@ def test_a_model_of_one_output_answers_by_ancestors(flat: Run, toy_data: Labelle
     leaf = found.outputs.logits["fine"].argmax(1).numpy()
     for entry, level in zip(metrics["levels_uncombined"], data.taxonomy.levels):
         ancestors = data.taxonomy.ancestor(level, of="fine")[leaf]
-        assert entry["accuracy"] == pytest.approx((ancestors == data.labels[:, data.taxonomy.level_index(level)]).mean())
+        assert entry["accuracy"] == pytest.approx(
+            (ancestors == data.labels[:, data.taxonomy.level_index(level)]).mean()
+        )
     with pytest.raises(UsageError, match=r"no head at that level .*'fine'"):
         figures(flat, data, "deepfool", "coarse")
 
@@ -359,17 +361,19 @@ def test_texts_have_no_pixels(toy_taxonomy: Taxonomy) -> None:
     labels = np.zeros((2, 3), dtype=np.int64)
     texts = LabelledData(inputs=["a", "b"], labels=labels, taxonomy=toy_taxonomy, name="texts")
     preprocessing = Preprocessing(1, 8, 8, (0.5,), (0.5,))
-    with pytest.raises(UsageError, match="pixels of images, and the source has texts"):
+    with pytest.raises(UsageError, match="moves pixels, and the source has texts"):
         under_attack(model, preprocessing, texts, RUNTIME, "deepfool")
+    with pytest.raises(UsageError, match="moves pixels, and this model reads texts"):
+        under_attack(model, TextEncoding(), texts, RUNTIME, "deepfool")
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
     run, flat = tmp_path / "run", tmp_path / "flat"
     succeed("train", "digits", "--out", run, *QUICK)
-    specs = ("fgsm:0.05", "fgsm:flip", "deepfool", "saliency:0.1")
-    found = json.loads(
-        succeed("evaluate", run, "--attack", *specs, "--attack-level", "middle", "--json", "-").out
-    )["attacks"]
+    specs = ("fgsm:0.05", "deepfool:3")
+    found = json.loads(succeed("evaluate", run, "--attack", *specs, "--attack-level", "middle", "--json", "-").out)[
+        "attacks"
+    ]
     assert tuple(found) == specs
     for spec, entry in found.items():
         assert {"levels", "levels_uncombined"} <= entry.keys() and entry["level"] == "middle"

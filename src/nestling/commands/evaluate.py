@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,7 +21,7 @@ from nestling.data.text import TextEncoding
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.attack_specs import parse_attack
-from nestling.evaluate.attacked import attack_metrics, attackable_level, under_attack
+from nestling.evaluate.attacked import attack_metrics, attackable_level, pixels_of, under_attack
 from nestling.evaluate.measure import measure, outputs_of
 from nestling.files import write_json
 from nestling.provenance import provenance
@@ -43,6 +43,7 @@ def evaluate(command: Evaluate) -> int:
     require_model(Path(command.run))
     bundle = load_bundle(command.run)
     if command.attack:
+        pixels_of(bundle.preprocessing)
         attackable_level(bundle.model, command.attack_level)
     runtime = Runtime.choose(command.device, "fp32")
     source = command.source or bundle.config.get("source")
@@ -90,7 +91,7 @@ def evaluate(command: Evaluate) -> int:
     if command.json:
         write_json(command.json, metrics)
     print(f"{method} on {source}, {command.split}: {len(data)} rows", file=sys.stdout)
-    conditions = {**metrics["distortions"], **attacked}
+    conditions: dict[str, dict[str, Any]] = {**metrics["distortions"], **attacked}
     named = {"clean": metrics, **conditions} if conditions else {"": metrics}
     print("\n".join(score_lines({name: found["levels"] for name, found in named.items()})))
     for line in (*attack_lines(attacked), *concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nestling.data.dataset import LabelledData
 from nestling.data.loader import DeviceData
+from nestling.data.text import AnyPreprocessing, TextEncoding
 from nestling.data.transforms import Preprocessing
 from nestling.engine.predict import concatenate
 from nestling.engine.runtime import Runtime
@@ -66,9 +67,16 @@ def attackable_level(model: Model, level: str | None) -> str:
     return level
 
 
+def pixels_of(preprocessing: AnyPreprocessing) -> Preprocessing:
+    """That of images; UsageError for a model that reads texts."""
+    if isinstance(preprocessing, TextEncoding):
+        raise UsageError("an attack moves pixels, and this model reads texts: leave --attack out")
+    return preprocessing
+
+
 def under_attack(
     model: Model,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     data: LabelledData,
     runtime: Runtime,
     spec: str,
@@ -78,7 +86,7 @@ def under_attack(
 
     Raises UsageError for an unknown or impossible attack, a level that the model has no head for, and texts.
     """
-    attack, level = parse_attack(spec), attackable_level(model, level)
+    attack, level, preprocessing = parse_attack(spec), attackable_level(model, level), pixels_of(preprocessing)
     parts: list[Outputs] = []
     found: list[Attacked] = []
     for pixels, labels, classify in _batches(model, preprocessing, data, runtime, level):
@@ -97,7 +105,7 @@ def under_attack(
 
 def outputs_by_epsilon(
     model: Model,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     data: LabelledData,
     runtime: Runtime,
     epsilons: Sequence[float],
@@ -109,7 +117,7 @@ def outputs_by_epsilon(
     """
     for epsilon in epsilons:
         parse_attack(f"fgsm:{epsilon}")
-    level = attackable_level(model, level)
+    level, preprocessing = attackable_level(model, level), pixels_of(preprocessing)
     parts: list[list[Outputs]] = [[] for _ in epsilons]
     for pixels, labels, classify in _batches(model, preprocessing, data, runtime, level):
         signs = loss_signs(classify, pixels, labels)
@@ -186,7 +194,7 @@ def _batches(
 ) -> Iterator[tuple[Tensor, Tensor, Classify]]:
     """Pixels, the columns that they are to be moved away from, and the level's own head; the model stands still."""
     if isinstance(data.inputs, list):
-        raise UsageError("attacks move the pixels of images, and the source has texts")
+        raise UsageError("an attack moves pixels, and the source has texts: give images")
     runtime.prepare(model)
     rows = DeviceData(data, preprocessing, runtime.device)
     number = data.taxonomy.level_index(level)

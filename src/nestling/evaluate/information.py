@@ -154,7 +154,7 @@ def trained_critic(x: Tensor, y: Tensor, kept_x: Tensor, kept_y: Tensor, setting
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The critic's values (b, b) on a batch: on the b pairs drawn together, and the (b - 1, b) of two different rows."""
+    """The critic's values (b, b) on a batch: on pairs drawn together (b,), and on those of two rows (b - 1, b)."""
     count = len(values)
     return values.diagonal(), values.flatten()[1:].view(count - 1, count + 1)[:, :-1]
 

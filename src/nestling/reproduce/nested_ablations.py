@@ -18,6 +18,7 @@ from nestling.models.build import build_model
 from nestling.models.model import Model, Outputs
 from nestling.reproduce.measures import Trained, trained
 from nestling.reproduce.nested import NESTED, Setting, compare, nested, paced, setting
+from nestling.reproduce.nested_information import lost_more, robustness_and_information
 from nestling.reproduce.nested_measures import (
     TURBULENCE,
     accuracy,
@@ -32,12 +33,16 @@ from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial
 
 LEVELS = ("coarse", "middle", "fine")
 SKIPS_ROW, NO_SKIPS = "with skips", "without skips"
+MINE_STEPS = {"smoke": 2, "small": 1_000, "paper": 3_000}
+"""Of each critic."""
 
 
 def skip_trials(scale: str) -> list[Trial]:
     """The cascade of nested-distortion, and the same without skips."""
     at = setting(scale, "mnist")
-    return [ablated(scale, at, SKIPS_ROW), ablated(scale, at, NO_SKIPS, skips=False)]
+    made = [ablated(scale, at, SKIPS_ROW), ablated(scale, at, NO_SKIPS, skips=False)]
+    options = {"mine": MINE_STEPS[scale]}
+    return [replace(each, measure=robustness_and_information, options=options) for each in made]
 
 
 def ablated(scale: str, at: Setting, row: str, **changes: Any) -> Trial:
@@ -77,7 +82,7 @@ SKIPS = Table(
     name="nested-skips",
     paper="Nested Learning for Multi-Level Classification, Section 3.2: skipped connections",
     about="mnist, the authors' network and its cascade as in nested-distortion, with the skips and without: then a "
-    "finer level sees nothing but the coarser one's map.",
+    "finer level sees nothing but the coarser one's map. Information in nats, by MINE on the test rows.",
     trials=skip_trials,
     floor=Floor(row=SKIPS_ROW, column=accuracy("fine", strength=0), least=0.85),
     claims=[
@@ -97,8 +102,10 @@ SKIPS = Table(
             less=("gained by skips", accuracy("coarse", distorted=True)),
             paper=0.08,
         ),
+        lost_more(NO_SKIPS, SKIPS_ROW),
     ],
     derived=gained,
+    units={"information": "number"},
 )
 
 

@@ -26,11 +26,11 @@ SETS = ("mnist", "cifar10")
 LEVELS = ("coarse", "middle", "fine")
 ATTACKS = {"FGSM": "fgsm:flip", "DeepFool": "deepfool", "saliency": "saliency:1"}
 """Each until the fine answer is wrong: the saliency map may change the whole image."""
-SMOKE = {"FGSM": "fgsm:flip", "DeepFool": "deepfool:2", "saliency": "saliency:0.01"}
+SMOKE = {"FGSM": "fgsm:flip", "DeepFool": "deepfool:1", "saliency": "saliency:0.005"}
 EPSILONS = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
 ERRORS = (0.5, 0.75)
 """At which strengths are compared: above the clean error on both sets, and below what FGSM reaches."""
-NUM_ROWS: Mapping[str, int | None] = {"smoke": 16, "small": 1_000, "paper": None}
+NUM_ROWS: Mapping[str, int | None] = {"smoke": 8, "small": 1_000, "paper": None}
 """The first test rows, which are attacked."""
 PRINTED = {
     (NESTED, "FGSM"): (0.868, 0.609, 0.0),
@@ -78,7 +78,7 @@ def attacks(trial: Trial, place: Place) -> list[Cell]:
     errors = [float(1 - each.mean()) for each in right]
     cells = [*accuracies(trial.row, "clean", found, curve[0], rows), *cells]
     cells += [
-        Cell(trial.row, f"error of the fine head epsilon {epsilon:g}", error, count=len(rows))
+        Cell(trial.row, f"fine error epsilon {epsilon:g}", error, count=len(rows))
         for epsilon, error in zip(EPSILONS, errors)
     ]
     for error in ERRORS:
