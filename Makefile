@@ -39,6 +39,10 @@ help:
 	$(INSTALL) '.[hub,sweep,test]'
 	touch $@
 
+.venv/.installed-bench: .venv/.installed-bench
+	$(INSTALL) '.[hub,bench]'
+	touch $@
+
 .venv/.installed-docs: .venv/.installed-hub
 	$(INSTALL) '.[hub,docs]'
 	touch $@
@@ -57,7 +61,7 @@ test: .venv/.installed-test
 test-long: .venv/.installed-test
 	$(BIN)/python -m pytest -m long --record=results/test-long.json
 
-bench: .venv/.installed-hub
+bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/bench.py --rows=$(ROWS)
 
 # pyright follows the imports of whatever stands in .venv: the tests' packages are not needed for src.

@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import exact
 import robust
 import torch
+from attacks import deepfool
 from epochs import against_checkpointing, deep_against_early
 from loops import TINY, Bare, Size, beside, checkpointing, made, network
 from memory import beside as ways
@@ -165,6 +166,7 @@ ROWS: dict[str, Callable[[Path, Size], Row]] = {
     "search": answer,
     "recall-memory": recall_memory,
     "million-rows": million_rows,
+    "deepfool": deepfool,
     **(exact.ROWS_OF_FAISS if exact.INSTALLED else {}),
 }
 EVERY = ROWS | exact.ROWS_OF_FAISS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -17,9 +18,9 @@ SPEED = ("loop", "default", "augment", "checkpoint", "help", "import")
 MEMORY = ("memory", "resident", "memory-checkpointing", "resident-checkpointing", "epoch-checkpointing", "cached-epoch")
 ROBUST = ("concepts", "second-pass")
 SEARCH = ("instances", "clusters", "search", "recall-memory", "million-rows")
-if find_spec("faiss"):
-    SEARCH += ("retrieval", "clusters-faiss", "clusters-inertia")
-ROWS = SPEED + MEMORY + ROBUST + SEARCH
+ATTACKS = ("deepfool",)
+FAISS = ("retrieval", "clusters-faiss", "clusters-inertia") if find_spec("faiss") else ()
+ROWS = SPEED + MEMORY + ROBUST + SEARCH + ATTACKS + FAISS
 WAYS = ["layerwise", "end-to-end", "checkpointing"]
 
 
@@ -30,6 +31,8 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_row_is_measured_and_written(tmp_path: Path) -> None:
+    if importlib.util.find_spec("foolbox") is None:
+        pytest.skip("the row 'deepfool' needs foolbox")
     done = bench("--out", str(tmp_path / "bench.json"))
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "bench.json").read_text())

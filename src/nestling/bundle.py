@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 
 from nestling import __version__
 from nestling.data.decode import MAX_PIXELS
-from nestling.data.transforms import Preprocessing
+from nestling.data.text import AnyPreprocessing, preprocessing_of
 from nestling.errors import DataError, MissingExtraError, NestlingError, StorageError, UsageError, listed
 from nestling.evaluate.predictor import Predictor
 from nestling.files import write_folder
@@ -38,12 +38,12 @@ class Bundle:
     """What a bundle folder holds."""
 
     model: Model
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     config: dict[str, Any]
 
 
 def save_bundle(
-    path: Path | str, model: Model, preprocessing: Preprocessing, card: str | None = None, **about: Any
+    path: Path | str, model: Model, preprocessing: AnyPreprocessing, card: str | None = None, **about: Any
 ) -> None:
     """Write the bundle folder ``path``, whole or not at all.
 
@@ -121,7 +121,7 @@ def load_bundle(path: Path | str) -> Bundle:
             rows = config["concepts"].get("rows", {})
             if not isinstance(rows, dict) or not all(type(count) is int for count in rows.values()):
                 raise DataError(f"the rows of 'concepts' in config.json must be counts by name, got {rows!r:.80}")
-        preprocessing = Preprocessing.from_dict(config["preprocessing"])
+        preprocessing = preprocessing_of(config["preprocessing"])
         tensors = load(contents["model.safetensors"])
         # On the meta device first: a bundle that asks for more weights than it holds must not take the memory for them.
         with torch.device("meta"):
@@ -156,7 +156,7 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def check_weights(planned: Model, tensors: Mapping[str, torch.Tensor], preprocessing: Preprocessing) -> None:
+def check_weights(planned: Model, tensors: Mapping[str, torch.Tensor], preprocessing: AnyPreprocessing) -> None:
     """Raise DataError where tensors or preprocessing do not fit the model ``planned``, or cannot answer anything."""
     size = [preprocessing.channels, preprocessing.height, preprocessing.width]
     if planned.config["input_shape"] != size:

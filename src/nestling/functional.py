@@ -10,6 +10,7 @@ from nestling.objectives.functional import (
     marginal_cross_entropy,
     similarity_matching,
 )
+from nestling.objectives.information import mutual_information_bound
 from nestling.objectives.instances import instance_loss, instance_loss_within, proxy_loss
 from nestling.objectives.robust import (
     adversarial_direction,
@@ -26,6 +27,7 @@ from nestling.objectives.robust import (
     tightening,
     worst_concept_accuracy,
 )
+from nestling.objectives.votes import vote
 
 __all__ = [
     "adversarial_direction",
@@ -41,6 +43,7 @@ __all__ = [
     "instance_loss_within",
     "least_expected_distance",
     "marginal_cross_entropy",
+    "mutual_information_bound",
     "project_onto_simplex",
     "proxy_loss",
     "recall_at_k",
@@ -51,5 +54,6 @@ __all__ = [
     "slow_start_gain",
     "tightening",
     "turbulence",
+    "vote",
     "worst_concept_accuracy",
 ]

@@ -110,7 +110,7 @@ class Sweep(TrainingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(SourceOptions):
-    """Score a trained model on labelled rows, clean and distorted."""
+    """Score a trained model on labelled rows, clean, distorted and attacked."""
 
     run: RunArgument
     """A run folder or a bundle folder."""
@@ -120,6 +120,10 @@ class Evaluate(SourceOptions):
     """Which of its rows."""
     distort: tuple[str, ...] = ()
     """Distortions such as turbulence:1,0.5, half:top, blur:1, noise:0.1."""
+    attack: tuple[str, ...] = ()
+    """Attacks by the model's own gradient: fgsm:0.1, fgsm:flip, deepfool, saliency:0.1."""
+    attack_level: str | None = None
+    """The level whose head they are aimed at; by default the finest."""
     json: str | None = None
     """Write the figures there; - for stdout."""
     device: str = "auto"

@@ -1,4 +1,4 @@
-"""``nestling evaluate``: a trained model on labelled rows, clean and distorted."""
+"""``nestling evaluate``: a trained model on labelled rows, clean, distorted and attacked."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nestling.bundle import load_bundle
 from nestling.commands.show import require_model
 from nestling.commands.train import say
-from nestling.commands.words import concept_lines, retrieval_lines, score_lines
+from nestling.commands.words import attack_lines, concept_lines, retrieval_lines, score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.sources import load_data
 from nestling.data.tables import split_name
+from nestling.data.text import TextEncoding
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
+from nestling.evaluate.attack_specs import parse_attack
+from nestling.evaluate.attacked import attack_metrics, attackable_level, pixels_of, under_attack
 from nestling.evaluate.measure import measure, outputs_of
 from nestling.files import write_json
 from nestling.provenance import provenance
@@ -33,13 +36,21 @@ def evaluate(command: Evaluate) -> int:
     began = time.monotonic()
     for spec in command.distort:
         parse_distortion(spec)
+    for spec in command.attack:
+        parse_attack(spec)
+    if command.attack_level is not None and not command.attack:
+        raise UsageError(f"--attack-level {command.attack_level} has no effect without --attack: give one, or leave it")
     require_model(Path(command.run))
     bundle = load_bundle(command.run)
+    if command.attack:
+        pixels_of(bundle.preprocessing)
+        attackable_level(bundle.model, command.attack_level)
     runtime = Runtime.choose(command.device, "fp32")
     source = command.source or bundle.config.get("source")
     if not source:
         raise UsageError(f"{command.run} does not say what it was trained on: give --source")
-    size = (bundle.preprocessing.height, bundle.preprocessing.width)
+    texts = isinstance(bundle.preprocessing, TextEncoding)
+    size = None if texts else (bundle.preprocessing.height, bundle.preprocessing.width)
     levels = command.level_names or bundle.config.get("levels")
     try:
         data = load_data(
@@ -49,7 +60,7 @@ def evaluate(command: Evaluate) -> int:
             bundle.model.taxonomy,
             levels,
             image_size=size,
-            channels=bundle.preprocessing.channels,
+            channels=None if texts else bundle.preprocessing.channels,
             qualify_names=command.qualify_names,
             on_bad_image=command.on_bad_image or "error",
             seed=bundle.config.get("seed", 0),
@@ -67,16 +78,23 @@ def evaluate(command: Evaluate) -> int:
         say(note)
     measurement = measure(bundle.model, outputs, data, concepts=bundle.config.get("concepts"))
     method = bundle.model.config["method"]
-    metrics = measurement.metrics | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
+    attacked = {
+        spec: attack_metrics(bundle.model, found, data)
+        for spec in command.attack
+        for found in [under_attack(bundle.model, bundle.preprocessing, data, runtime, spec, command.attack_level)]
+    }
+    measured = measurement.metrics | ({"attacks": attacked} if attacked else {})
+    metrics = measured | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
     if command.json == "-":
         print(json.dumps(metrics, indent=1, allow_nan=False))
         return 0
     if command.json:
         write_json(command.json, metrics)
     print(f"{method} on {source}, {command.split}: {len(data)} rows", file=sys.stdout)
-    conditions = {"clean": metrics, **metrics["distortions"]} if command.distort else {"": metrics}
-    print("\n".join(score_lines({name: found["levels"] for name, found in conditions.items()})))
-    for line in (*concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
+    conditions: dict[str, dict[str, Any]] = {**metrics["distortions"], **attacked}
+    named = {"clean": metrics, **conditions} if conditions else {"": metrics}
+    print("\n".join(score_lines({name: found["levels"] for name, found in named.items()})))
+    for line in (*attack_lines(attacked), *concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
         print(line)
     return 0
 

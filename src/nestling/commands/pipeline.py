@@ -23,6 +23,7 @@ from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.sources import has_split, load_data
+from nestling.data.text import holds_texts, input_shape
 from nestling.engine.fit import Run, cut_rows, fit, seeded
 from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import RunFolder
@@ -107,7 +108,9 @@ class Pipeline:
         )
         metrics = finish(
             end,
-            default_distortions(
+            []
+            if holds_texts(test)
+            else default_distortions(
                 min(runs[self.recipe.method].preprocessing.height, runs[self.recipe.method].preprocessing.width)
             ),
         )
@@ -173,7 +176,7 @@ class Pipeline:
     def build(self, train: LabelledData, recipe: Recipe) -> Model:
         """The recipe's network, fresh, or on the backbone of the run that ``--init`` names."""
         if not self.options.get("init"):
-            return build_model(train.taxonomy, train.image_shape, self.backbone, recipe.method, recipe.network())
+            return build_model(train.taxonomy, input_shape(train), self.backbone, recipe.method, recipe.network())
         from nestling.commands.init import start_from
 
         return start_from(self.options["init"], train, self.backbone, recipe)
@@ -181,7 +184,7 @@ class Pipeline:
     def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
         """A split of the source; ``like`` the training rows in taxonomy, size and channels."""
         size, channels = self.options.get("image_size"), None
-        if like is not None:
+        if like is not None and not isinstance(like.inputs, list):
             channels, height, width = like.image_shape
             size = (height, width)
         taxonomy = self.options.get("taxonomy") if like is None else like.taxonomy

@@ -64,14 +64,17 @@ def twin(
     rate = recipe.optimizer.lr
     epochs = sum(stage.epochs for stage in trained)
     steps = sum(stage.steps for stage in trained)
+    nested = network if isinstance(network, NetworkOptions) else NetworkOptions(skips=False)
     return kind(
         epochs=epochs,
         steps_per_epoch=-(-steps // epochs),
         batch_size=max(stage.batch_size for stage in trained),
         optimizer=replace(recipe.optimizer, lr=rate[-1] if isinstance(rate, tuple) else rate),
         norm=recipe.norm,
-        skips=isinstance(network, NetworkOptions) and network.skips,
-        plain=isinstance(network, NetworkOptions) and network.plain,
+        skips=nested.skips,
+        plain=nested.plain,
+        hidden=nested.hidden,
+        dropout=nested.dropout,
         balance="levels",
         augmentation=recipe.augmentation,
         patience=recipe.patience,

@@ -61,6 +61,21 @@ def retrieval_lines(retrieval: Mapping[str, Mapping[str, float]]) -> list[str]:
     return aligned([["search", *(f"recall@{k} %" for k in ks)], *rows], 1)
 
 
+def attack_lines(attacks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each attack of metrics.json: what it took, and each base head by itself, in per cent."""
+    lines = []
+    for spec, found in attacks.items():
+        median = found["strength"]["median"]
+        strength = "" if median is None else f", median {found['measure']} {median:.3g}"
+        flipped = "-" if found["flipped"] is None else f"{100 * found['flipped']:.1f}"
+        heads = ", ".join(
+            f"{entry['name']} {'-' if entry['accuracy'] is None else format(100 * entry['accuracy'], '.1f')}"
+            for entry in found["levels_uncombined"]
+        )
+        lines.append(f"{spec} at {found['level']}: {flipped} % wrong{strength}; each head by itself: {heads}")
+    return lines
+
+
 def concept_lines(metrics: Mapping[str, Any]) -> list[str]:
     """What metrics.json says of concepts, in a line or two; none where it says nothing."""
     found = metrics.get("concepts")

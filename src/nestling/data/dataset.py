@@ -24,7 +24,8 @@ class LabelledData:
     """
 
     inputs: torch.Tensor | LazyImages | list[str]
-    """Pictures, uint8 (n, c, h, w) as a tensor or decoded on access; or n texts."""
+    """Pictures, uint8 (n, c, h, w) as a tensor or decoded on access; or n texts, encoded as int32 (n, 2, 1, length) or
+    not."""
     labels: np.ndarray
     """int64 (n, levels), coarse to fine; -1 = not labelled. Levels coarser than a known one are filled in."""
     taxonomy: Taxonomy
@@ -40,7 +41,9 @@ class LabelledData:
 
     def __post_init__(self) -> None:
         count = len(self.inputs)
-        if isinstance(self.inputs, torch.Tensor) and (self.inputs.dtype != torch.uint8 or self.inputs.ndim != 4):
+        if isinstance(self.inputs, torch.Tensor) and (
+            self.inputs.dtype not in (torch.uint8, torch.int32) or self.inputs.ndim != 4
+        ):
             raise DataError(
                 f"the inputs of {self.name!r} must be uint8 of shape (n, c, h, w); "
                 f"got {self.inputs.dtype} of shape {tuple(self.inputs.shape)}"
@@ -114,7 +117,7 @@ class LabelledData:
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the images. Raises ``DataError`` for texts."""
         if isinstance(self.inputs, list):
-            raise DataError(f"{self.name!r} holds texts, and this version learns from images: give a source of images")
+            raise DataError(f"{self.name!r} holds texts, and pictures are asked for: give a source of images")
         channels, height, width = self.inputs.shape[1:]
         return channels, height, width
 

@@ -21,6 +21,9 @@ def fingerprint(parts: Iterable[LabelledData]) -> str:
         digest.update(data.labels.tobytes())
         if isinstance(data.inputs, torch.Tensor):
             digest.update(data.inputs.contiguous().numpy().data)
+        elif isinstance(data.inputs, list):
+            for text in data.inputs:
+                digest.update(hashlib.blake2b(text.encode("utf-8", "backslashreplace")).digest())
         elif isinstance(data.inputs, LazyImages):
             digest.update(json.dumps(data.inputs.sizes()).encode())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import lru_cache
 from itertools import repeat
 
@@ -16,7 +17,8 @@ from nestling.data.dataset import LabelledData
 from nestling.data.distortions import Distortion
 from nestling.data.images import LazyImages
 from nestling.data.stream import Ahead
-from nestling.data.transforms import Augmentation, Preprocessing
+from nestling.data.text import AnyPreprocessing, TextEncoding
+from nestling.data.transforms import Augmentation
 from nestling.errors import DataError
 from nestling.seeds import derive
 
@@ -90,7 +92,9 @@ def shares(num_kinds: int, batch_size: int) -> list[int]:
 class DeviceData:
     """Rows made ready for a model: small images live on the device as one uint8 tensor, others are fetched by batch."""
 
-    def __init__(self, data: LabelledData, preprocessing: Preprocessing, device: torch.device) -> None:
+    def __init__(self, data: LabelledData, preprocessing: AnyPreprocessing, device: torch.device) -> None:
+        if isinstance(data.inputs, list) and isinstance(preprocessing, TextEncoding):
+            data = replace(data, inputs=preprocessing.encode(data.inputs))
         if data.image_shape != (preprocessing.channels, preprocessing.height, preprocessing.width):
             raise DataError(f"{data.name!r} has images of shape {data.image_shape}, the model wants {preprocessing}")
         self.data = data
@@ -134,10 +138,7 @@ class DeviceData:
         uint8 (b, c, h, w), where they were decoded ahead. ``other``: the key of a second augmentation of each.
         """
         where = torch.from_numpy(rows).to(self.device)
-        if self.images is not None:
-            images = self.images[where]
-        else:
-            images = (self.data.images(rows) if images is None else images).to(self.device)
+        images = self.pictures(rows, images)
         index = self.index[where]
         views = [images] if other is None else [images, images]
         if augmentation is not None and draws is not None:
@@ -150,3 +151,9 @@ class DeviceData:
                 pixels = distortion(pixels, index)
             inputs.append(self.preprocessing.normalise(pixels).contiguous(memory_format=torch.channels_last))
         return Batch(inputs[0], self.labels[where], index, self.levels, *inputs[1:])
+
+    def pictures(self, rows: np.ndarray, images: Tensor | None = None) -> Tensor:
+        """uint8 (b, c, h, w) on the device; ``images`` where they were decoded ahead."""
+        if self.images is not None:
+            return self.images[torch.from_numpy(rows).to(self.device)]
+        return (self.data.images(rows) if images is None else images).to(self.device)

@@ -144,7 +144,12 @@ class Augmentation:
 
     @classmethod
     def auto(cls, channels: int, height: int, width: int) -> Augmentation:
-        """Affine for grey images, which may be digits, that no mirror may see; crop and mirror for colour."""
+        """Affine for grey images, which may be digits, that no mirror may see; crop and mirror for colour.
+
+        None for texts.
+        """
+        if height == 1:
+            return cls()
         return cls.parse("affine" if channels == 1 else "crop-mirror", (channels, height, width))
 
     @classmethod
@@ -156,6 +161,8 @@ class Augmentation:
         """
         channels, height, width = input_shape
         side = min(height, width)
+        if height == 1 and text not in ("none", "auto"):
+            raise UsageError(f"the augmentation {text!r} moves pixels, which texts do not have: use none or auto")
         match text:
             case "none":
                 return cls()

@@ -24,6 +24,7 @@ from nestling.data.images import LazyImages
 from nestling.data.loader import DeviceData
 from nestling.data.split import cut
 from nestling.data.stream import has_room, in_parts
+from nestling.data.text import AnyPreprocessing, TextEncoding, encoded, is_text
 from nestling.data.transforms import Preprocessing
 from nestling.engine.checkpoint import Checkpoints, pick
 from nestling.engine.features import Features
@@ -55,7 +56,7 @@ class Run:
     metrics: dict[str, Any]
     """On validation rows: loss and accuracy per level of the epoch kept."""
     path: Path | None
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     history: list[dict[str, Any]]
     """One record per epoch: stage, epoch, training and validation loss, accuracy per level."""
     decisions: list[tuple[str, object, str]]
@@ -126,6 +127,7 @@ def fit(
                 verbose=verbose,
                 whole=whole,
             )
+    data, validation = encoded(data), None if validation is None else encoded(validation)
     given = 0 if validation is None else len(validation)
     if whole:
         train, validation = data, data.subset([]) if validation is None else validation
@@ -147,9 +149,13 @@ def fit(
         why = "the pictures are in memory"
     elif not has_room(lazy, recipe.batch_for(len(train)), runtime.workers):
         runtime, why = replace(runtime, workers=0), "shared memory, /dev/shm, has no room for their batches"
-    preprocessing = Preprocessing.from_data(
-        train.images(sample) if lazy is None else in_parts(lazy, sample, runtime.workers)
-    )
+    preprocessing: AnyPreprocessing
+    if is_text(shape):
+        preprocessing = TextEncoding(shape[-1])
+    else:
+        preprocessing = Preprocessing.from_data(
+            train.images(sample) if lazy is None else in_parts(lazy, sample, runtime.workers)
+        )
     if model is None:
         with seeded(derive(seed, "weights")):
             model = build_model(data.taxonomy, shape, backbone, recipe.method, recipe.network())
@@ -160,7 +166,7 @@ def fit(
     engine.decide(
         "backbone",
         model.config["backbone"],
-        f"for images of {preprocessing.channels}x{preprocessing.height}x{preprocessing.width}"
+        (f"for texts of {shape[-1]} words" if is_text(shape) else f"for images of {'x'.join(map(str, shape))}")
         if backbone == "auto"
         else "as given",
     )
@@ -208,7 +214,7 @@ class Engine:
         folder: RunFolder | None,
         seed: int,
         runtime: Runtime,
-        preprocessing: Preprocessing,
+        preprocessing: AnyPreprocessing,
         reporter: Reporter,
     ) -> None:
         self.recipe, self.model, self.train, self.validation = recipe, model, train, validation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from nestling.models.model import Answers
 from nestling.objectives import functional
+from nestling.objectives.votes import vote
 from nestling.taxonomy import Taxonomy
 
 CONFIDENT = 0.9
@@ -59,6 +61,21 @@ def decide_leaf(answers: Answers, taxonomy: Taxonomy, least_distance: bool = Fal
         ancestor = torch.from_numpy(taxonomy.ancestor(level, of=finest).copy()).to(leaf.device)
         columns[level] = ancestor[leaf]
         confidence[level] = summed.gather(1, columns[level][:, None])[:, 0] * (1 - answers.rejection[level])
+    return _numpy(columns, confidence)
+
+
+def decide_votes(answers: Answers, taxonomy: Taxonomy, weights: Sequence[float] | None = None) -> Decisions:
+    """The levels decide together, by majority or by ``weights``, one for each: ``objectives.votes``.
+
+    The coarser answers are the ancestors of the finest one, each with the probability that its own head gives it.
+    """
+    levels = list(answers.separate)
+    leaf = vote(list(answers.separate.values()), taxonomy, weights, levels)
+    columns, confidence = {}, {}
+    for level, p in answers.separate.items():
+        ancestor = torch.from_numpy(taxonomy.ancestor(level, of=levels[-1]).copy()).to(leaf.device)
+        columns[level] = ancestor[leaf]
+        confidence[level] = p.gather(1, columns[level][:, None])[:, 0]
     return _numpy(columns, confidence)
 
 

@@ -12,7 +12,7 @@ import torch
 from nestling.data.dataset import LabelledData
 from nestling.data.distortions import parse_distortion
 from nestling.data.loader import DeviceData
-from nestling.data.transforms import Preprocessing
+from nestling.data.text import AnyPreprocessing, TextEncoding
 from nestling.engine.predict import predict
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
@@ -49,11 +49,14 @@ class Measurement:
 
 
 def outputs_of(
-    model: Model, preprocessing: Preprocessing, data: LabelledData, runtime: Runtime, distortions: Sequence[str] = ()
+    model: Model, preprocessing: AnyPreprocessing, data: LabelledData, runtime: Runtime, distortions: Sequence[str] = ()
 ) -> dict[str, Outputs]:
     """Outputs under every condition: clean first, then each distortion. Raises UsageError for an impossible one."""
-    if isinstance(data.inputs, list):
-        raise UsageError("distortions and this model need images, and the source has texts")
+    reads = isinstance(preprocessing, TextEncoding)
+    if isinstance(data.inputs, list) and not reads:
+        raise UsageError("this model needs images, and the source has texts")
+    if reads and distortions:
+        raise UsageError(f"the distortion {distortions[0]!r} moves pixels, which texts do not have: leave it out")
     runtime.prepare(model)
     rows = DeviceData(data, preprocessing, runtime.device)
     conditions = {CLEAN: None, **{spec: parse_distortion(spec) for spec in distortions}}

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 from nestling.data.dataset import LabelledData
 from nestling.data.loader import DeviceData
-from nestling.data.transforms import Preprocessing
+from nestling.data.text import AnyPreprocessing
 from nestling.engine.predict import concatenate
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
+from nestling.evaluate.attacked import still
 from nestling.models.model import Model, Outputs
 from nestling.objectives.robust import adversarial_direction
 
@@ -22,7 +23,7 @@ STEPS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def moved_outputs(
-    model: Model, preprocessing: Preprocessing, data: LabelledData, runtime: Runtime, steps: Sequence[float] = STEPS
+    model: Model, preprocessing: AnyPreprocessing, data: LabelledData, runtime: Runtime, steps: Sequence[float] = STEPS
 ) -> dict[float, Outputs]:
     """Outputs of the model in evaluation mode on x + step * z, for each step.
 
@@ -33,14 +34,11 @@ def moved_outputs(
         if not 0 <= step < float("inf"):
             raise UsageError(f"a step must be at least 0, got {step!r}")
     runtime.prepare(model)
-    modes = [(module, module.training) for module in model.modules()]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    model.eval().requires_grad_(False)
     rows = DeviceData(data, preprocessing, runtime.device)
     parts: dict[float, list[Outputs]] = {step: [] for step in steps}
     head = model.outputs[-1]
     level = head if head in data.taxonomy.levels else data.taxonomy.levels[-1]
-    try:
+    with still(model):
         for batch in rows.batches():
             labels = batch.at(level)
             with torch.enable_grad():
@@ -50,18 +48,13 @@ def moved_outputs(
             with torch.no_grad():
                 for step in steps:
                     parts[step].append(model(inputs + step * direction))
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for module, training in modes:
-            module.training = training
     return {step: concatenate(found) for step, found in parts.items()}
 
 
 @torch.no_grad()
 def accuracy_by_step(
     model: Model,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     data: LabelledData,
     runtime: Runtime,
     steps: Sequence[float] = STEPS,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nestling.data.images import decode
-from nestling.data.transforms import Preprocessing
+from nestling.data.text import AnyPreprocessing, TextEncoding
 from nestling.engine.predict import concatenate
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
@@ -18,11 +18,14 @@ from nestling.evaluate.decide import describe_paths
 from nestling.models.model import Answers, Model, Outputs
 from nestling.taxonomy import Taxonomy
 
+SHOWN = 80
+"""Characters of a text by which a result names it."""
+
 
 class Predictor:
     """Final. Answers at the granularity that the model can vouch for. ``nestling.from_pretrained`` makes one."""
 
-    def __init__(self, model: Model, preprocessing: Preprocessing, device: str = "auto") -> None:
+    def __init__(self, model: Model, preprocessing: AnyPreprocessing, device: str = "auto") -> None:
         self.runtime = Runtime.choose(device, "fp32")
         self.runtime.prepare(model)
         self.model = model.eval()
@@ -36,8 +39,9 @@ class Predictor:
     def predict_proba(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> dict[str, np.ndarray]:
         """Calibrated, combined probabilities per level, float32 (n, width); every row sums to 1.
 
-        ``inputs``: a sequence of paths, PIL images or uint8 arrays ((h, w), (h, w, 1) or (h, w, 3)), or one uint8 array
-        (n, h, w), (n, h, w, c), or tensor (n, c, h, w). Sizes other than the model's are cropped and resized.
+        ``inputs``: of a model for texts a sequence of strings; else a sequence of paths, PIL images or uint8 arrays
+        ((h, w), (h, w, 1) or (h, w, 3)), or one uint8 array (n, h, w), (n, h, w, c), or tensor (n, c, h, w). Sizes
+        other than the model's are cropped and resized.
         Raises DataError naming the input that cannot be read.
         """
         return {level: p.cpu().numpy() for level, p in self.answers(inputs).combined.items()}
@@ -46,8 +50,9 @@ class Predictor:
         """For every input its path, the confidences along it, and the answer; as ``nestling predict --json``."""
         images = self.images(inputs)
         found = describe_paths(self._answers(images), self.taxonomy, self.model.flat)
+        texts = isinstance(self.preprocessing, TextEncoding)
         return [
-            {"input": name_of(item, row), **result}
+            {"input": item[:SHOWN] if texts else name_of(item, row), **result}
             for row, (item, result) in enumerate(zip(inputs, found, strict=True))
         ]
 
@@ -60,10 +65,12 @@ class Predictor:
         return self._answers(self.images(inputs))
 
     def images(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> torch.Tensor:
-        """``inputs`` as uint8 (n, c, h, w) of the model's size and channels."""
+        """``inputs`` as uint8 (n, c, h, w) of the model's size and channels; texts encoded, int32."""
         size, channels = (self.preprocessing.height, self.preprocessing.width), self.preprocessing.channels
         if isinstance(inputs, str | bytes) or not isinstance(inputs, Sequence | np.ndarray | torch.Tensor):
             raise UsageError(f"expected a list of inputs, got {type(inputs).__name__}: put what there is in a list")
+        if isinstance(self.preprocessing, TextEncoding):
+            return self.preprocessing.encode([_text(item, row) for row, item in enumerate(inputs)])
         if isinstance(inputs, np.ndarray) and (inputs.ndim not in (3, 4) or inputs.dtype != np.uint8):
             raise UsageError(
                 f"expected a uint8 array (n, h, w) or (n, h, w, channels), got {inputs.dtype} {inputs.shape}: "
@@ -106,6 +113,12 @@ class Predictor:
             batch = self.preprocessing(images[start : start + batch_size].to(self.runtime.device))
             parts.append(self.model(batch.contiguous(memory_format=torch.channels_last)))
         return concatenate(parts)
+
+
+def _text(item: Any, row: int) -> str:
+    if not isinstance(item, str):
+        raise DataError(f"input {row}: the model reads texts, expected a string, got {type(item).__name__}")
+    return item
 
 
 def _picture(item: Any, row: int) -> Any:

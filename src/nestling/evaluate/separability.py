@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nestling.data.dataset import LabelledData
 from nestling.data.loader import DeviceData
-from nestling.data.transforms import Preprocessing
+from nestling.data.text import AnyPreprocessing
 from nestling.engine.fit import Engine
 from nestling.engine.log import Reporter
 from nestling.engine.predict import predict
@@ -35,7 +35,7 @@ def maps_of(
     model: LayerwiseModel,
     data: LabelledData,
     layer: int,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     size: int | None = None,
     device: str = "auto",
 ) -> Tensor:
@@ -131,7 +131,7 @@ def cnn_separability(
     layer: int,
     train: LabelledData,
     test: LabelledData,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     recipe: Probe | None = None,
     seed: int = 0,
     device: str = "auto",

@@ -19,7 +19,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError
 from nestling.methods.calibrate import select_by_likelihood, select_by_worst_concept, temperature_stage
-from nestling.methods.recipe import Recipe, Stage, of_stage
+from nestling.methods.recipe import Recipe, Stage, check, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Term
@@ -31,13 +31,24 @@ class Flat(Recipe):
 
     skips: bool = True
     """As of nested learning, whose network this is."""
+    hidden: tuple[int, ...] = ()
+    """As of nested learning: the finest level's is the only one in use."""
+    dropout: float = 0.0
+    """As of nested learning."""
     plain: bool = False
     """The softmax reads the backbone's last map, without nested learning's decoder: as beside robust training."""
     worst_of: str | None = None
     """Epochs are compared by the worst class of this level, as beside robust training; by likelihood by default."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check("hidden", self.hidden, least=0)
+        check("dropout", self.dropout, least=0, most=0.99)
+
     def network(self) -> NetworkOptions:
-        return NetworkOptions(skips=self.skips, norm=self.norm, plain=self.plain)
+        return NetworkOptions(
+            skips=self.skips, norm=self.norm, plain=self.plain, hidden=self.hidden, dropout=self.dropout
+        )
 
     def rows(self, data: LabelledData) -> np.ndarray:
         """The rows that this baseline can learn from."""

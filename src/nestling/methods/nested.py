@@ -39,12 +39,18 @@ class Nested(ConceptOptions, Recipe):
 
     reading: str = "at-least"
     """Which rows train stage i: those known at least to level i, or whose finest known level is exactly i."""
+    cascade: bool = True
+    """Level after level, as the paper trains; false trains all levels at once, on every row that has a label."""
     marginal: bool = True
     """Rows known only to a coarser level train the finer heads by their summed probability."""
     calibration: str = "temperature"
     """none, temperature, rejection (an extra class on synthetic bottlenecks), or both."""
     skips: bool = True
     """Finer levels see earlier maps of the backbone."""
+    hidden: tuple[int, ...] = ()
+    """Units of a hidden layer before each level's linear layer, coarse to fine; 0, or nothing at all, is none."""
+    dropout: float = 0.0
+    """Share of a map that is dropped after each pooling of a 'conv:…' backbone."""
     rejection_epochs: int = 12
     """Epochs of the rejection layers."""
 
@@ -54,21 +60,29 @@ class Nested(ConceptOptions, Recipe):
             raise unknown("reading", self.reading, ("exact", "at-least"))
         if self.calibration not in ("none", "temperature", "rejection", "both"):
             raise unknown("calibration", self.calibration, ("none", "temperature", "rejection", "both"))
+        if not self.cascade and self.reading == "exact":
+            raise UsageError(
+                "cascade = false trains one stage on every labelled row, and reading = 'exact' on disjoint subsets: "
+                "set reading = 'at-least'"
+            )
         if self.marginal and self.reading == "exact":
             raise UsageError(
                 "marginal = true trains finer heads on coarser rows, which reading = 'exact' leaves out: "
                 "set marginal = false, or reading = 'at-least'"
             )
         check("rejection_epochs", self.rejection_epochs, least=1)
+        check("hidden", self.hidden, least=0)
+        check("dropout", self.dropout, least=0, most=0.99)
         check("concept_strength", self.concept_strength, above=0)
 
     def network(self) -> NetworkOptions:
-        return NetworkOptions(skips=self.skips, norm=self.norm)
+        return NetworkOptions(skips=self.skips, norm=self.norm, hidden=self.hidden, dropout=self.dropout)
 
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
         levels = data.taxonomy.levels
         augmentation = Augmentation.parse(self.augmentation, model.config["input_shape"])
-        for i, level in enumerate(levels):
+        problems = list(enumerate(levels)) if self.cascade else [(len(levels) - 1, levels[-1])]
+        for number, (i, level) in enumerate(problems):
             rows = self.rows(data, i)
             if len(rows) == 0:
                 raise UsageError(
@@ -76,15 +90,15 @@ class Nested(ConceptOptions, Recipe):
                     f"label some, raise --known {level}=…, or leave the level out with --levels"
                 )
             yield Stage(
-                name=level,
+                name=level if self.cascade else "joint",
                 data=data,
                 rows=rows,
                 objective=self.objective(data, i, rows),
                 trainable=model.parts(level),
                 until=level,
                 optimizer=self.optimizer,
-                lr=of_stage("optimizer.lr", self.optimizer.lr, i, len(levels)),
-                epochs=of_stage("epochs", self.epochs or (3,) * (len(levels) - 1) + (60,), i, len(levels)),
+                lr=of_stage("optimizer.lr", self.optimizer.lr, number, len(problems)),
+                epochs=of_stage("epochs", self.epochs or (3,) * (len(problems) - 1) + (60,), number, len(problems)),
                 steps_per_epoch=self.steps(data, i, rows),
                 batch_size=self.batch_for(len(rows)),
                 balance=self.balance,
@@ -105,7 +119,7 @@ class Nested(ConceptOptions, Recipe):
                 lr=REJECTION_RATE,
                 epochs=self.rejection_epochs,
                 batch_size=128,
-                steps_per_epoch=max(-(-len(data) // 128), 40),
+                steps_per_epoch=self.steps_per_epoch or max(-(-len(data) // 128), 40),
             )
         if self.calibration in ("temperature", "both"):
             yield temperature_stage(model, data, self.optimizer)
@@ -113,7 +127,7 @@ class Nested(ConceptOptions, Recipe):
     def rows(self, data: LabelledData, i: int) -> np.ndarray:
         """D_i: the rows that train stage i. With ``marginal`` the coarser ones come along, weighted by ``balance``."""
         finest = data.finest_known()
-        if self.marginal and (finest >= i).any():
+        if (self.marginal or not self.cascade) and (finest >= i).any():
             return np.flatnonzero(finest >= 0)
         return np.flatnonzero(finest == i if self.reading == "exact" else finest >= i)
 

@@ -9,7 +9,7 @@ probability, and group DRO weights the concepts by its rule.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
@@ -147,7 +147,7 @@ class Robust(Recipe):
         )
         yield temperature_stage(model, data, self.optimizer)
 
-    def select(self, levels: Sequence[str], concepts: str) -> Select | None:
+    def select(self, levels: tuple[str, ...], concepts: str) -> Select | None:
         """How epochs are compared; None: the last one is kept."""
         if self.selection == "last":
             return None

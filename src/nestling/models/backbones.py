@@ -12,8 +12,11 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from nestling.data.text import is_text
 from nestling.errors import UsageError, unknown
 from nestling.models.resnet import BOTTLENECKED, RESNETS, ResNet
+from nestling.models.text import PREFIX as TEXT
+from nestling.models.text import TextBackbone
 from nestling.models.timm_backbones import PREFIX, timm_backbone
 
 WIDEST = 2**16
@@ -46,13 +49,16 @@ class ConvBackbone(nn.Module):
     channels: channels of the input images.
     widths: for each stage the widths of its convolutions, e.g. ``[[8, 16], [32], [64]]``.
     norm: 'batch' or 'none'.
+    dropout: the share of a map that is dropped after each pooling.
     """
 
-    def __init__(self, channels: int, widths: list[list[int]], norm: str = "batch") -> None:
+    def __init__(self, channels: int, widths: list[list[int]], norm: str = "batch", dropout: float = 0.0) -> None:
         super().__init__()
         stages, previous = [], channels
         for number, stage in enumerate(widths):
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if number else []
+            if number and dropout:
+                layers.append(nn.Dropout(dropout))
             for width in stage:
                 layers.append(conv_block(previous, width, norm))
                 previous = width
@@ -71,6 +77,8 @@ class ConvBackbone(nn.Module):
 def auto_backbone(input_shape: tuple[int, int, int]) -> str:
     """The name behind ``auto`` for images of ``(channels, height, width)``: small networks that train on two cores."""
     channels, height, width = input_shape
+    if is_text(input_shape):
+        return "text:48/64/96"
     side = min(height, width)
     if side <= 16:
         return "conv:8-16/32/64"
@@ -79,13 +87,23 @@ def auto_backbone(input_shape: tuple[int, int, int]) -> str:
     return "conv:32/64/128-128" if side <= 64 else "resnet18"
 
 
-def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "batch") -> nn.Module:
+def build_backbone(
+    name: str, input_shape: tuple[int, int, int], norm: str = "batch", dropout: float = 0.0
+) -> nn.Module:
     """A backbone by name: ``conv:8-16/32/64`` (widths; ``/`` pools), ``resnet18``, ``resnet18-16`` (first width).
 
-    ``timm:NAME`` is a model of timm. ``auto`` is resolved by ``auto_backbone`` before. Raises UsageError for an unknown
-    name or images too small for it.
+    ``timm:NAME`` is a model of timm, ``text:48/64/96`` a network for texts. ``auto`` is resolved by ``auto_backbone``
+    before. Raises UsageError for an unknown name, inputs that it does not take or that are too small for it, or
+    ``dropout``, after each pooling, where there is no such place.
     """
     channels, height, width = input_shape
+    if is_text(input_shape) != name.startswith(TEXT):
+        takes, are = ("texts", "pictures") if name.startswith(TEXT) else ("pictures", "texts")
+        raise UsageError(f"the backbone {name!r:.80} takes {takes}, and the inputs are {are}: leave --backbone out")
+    if name.startswith(TEXT):
+        return TextBackbone(widths_of(name.removeprefix(TEXT), name, "text:48/64/96"), norm, dropout)
+    if dropout and not name.startswith("conv:"):
+        raise UsageError(f"the backbone {name!r} has no dropout: use dropout = 0, or a 'conv:…' backbone")
     if name.startswith(PREFIX):
         return timm_backbone(name, input_shape, norm)
     if name.startswith("conv:"):
@@ -110,10 +128,10 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
                 f"the backbone {name!r:.80} needs images of at least {smallest} pixels a side, got {height}x{width}: "
                 "use fewer stages or a larger --image-size"
             )
-        return ConvBackbone(channels, widths, norm)
+        return ConvBackbone(channels, widths, norm, dropout)
     match = re.fullmatch(r"(resnet\d+)(?:-(\d{1,4}))?", name)
     if match is None or match[1] not in RESNETS:
-        raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS, "timm:NAME"])
+        raise unknown("backbone", name, ["auto", "conv:8-16/32/64", *RESNETS, "timm:NAME", "text:48/64/96"])
     if norm != "batch":
         raise UsageError(
             f"the backbone {name!r} has batch norm in every block: use norm = 'batch', or a 'conv:…' backbone"
@@ -123,6 +141,19 @@ def build_backbone(name: str, input_shape: tuple[int, int, int], norm: str = "ba
         raise UsageError(f"the first width of the backbone {name!r} must be at least 1, such as {match[1]}-16")
     small = min(height, width) <= 64
     return ResNet(channels, RESNETS[match[1]], first, small, bottlenecks=match[1] in BOTTLENECKED)
+
+
+def widths_of(text: str, name: str, example: str) -> list[int]:
+    """``48/64/96`` as numbers. Raises UsageError for anything else."""
+    try:
+        widths = [int(width) for width in text.split("/")] if len(text) < LONGEST_NAME else []
+    except ValueError:
+        widths = []
+    if not 1 <= len(widths) <= 8 or min(widths) < 1 or max(widths) > WIDEST:
+        raise UsageError(
+            f"cannot read the backbone {name!r:.80}: expected up to 8 widths of 1 to {WIDEST} like {example!r}"
+        )
+    return widths
 
 
 def num_parameters(module: nn.Module) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from nestling.data.text import is_text
 from nestling.errors import UsageError, unknown
 from nestling.models.backbones import auto_backbone, build_backbone
 from nestling.models.convnet import conv_trunk, doubling_widths, named_trunk
@@ -25,6 +26,10 @@ class NetworkOptions:
     """'batch' or 'none'."""
     plain: bool = False
     """The head of a single softmax reads the backbone's last map, pooled: there is nothing between."""
+    hidden: tuple[int, ...] = ()
+    """Units of a hidden layer before each level's linear layer, coarse to fine; 0 is none."""
+    dropout: float = 0.0
+    """Share of a map that is dropped after each pooling of a 'conv:…' backbone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +120,14 @@ def build_model(
         "options": {f.name: value for f in fields(kind) if (value := getattr(options, f.name)) is not None},
         "rejection": False,
     }
+    if is_text(input_shape) and method in ("layerwise", "robust"):
+        raise UsageError(f"{method} takes pictures, and the inputs are texts: use nested, a flat baseline or coins")
     if isinstance(options, LayerOptions):
         return build_layers(taxonomy, input_shape, backbone, options, config)
     config["backbone"] = name = auto_backbone(input_shape) if backbone == "auto" else backbone
-    network = build_backbone(name, input_shape, options.norm)
+    network = build_backbone(
+        name, input_shape, options.norm, 0.0 if isinstance(options, SearchOptions) else options.dropout
+    )
     if isinstance(options, SearchOptions):
         return SearchModel(
             network,
@@ -132,7 +141,7 @@ def build_model(
             probe=options.probe,
         )
     heads = taxonomy.levels[-1:] if method in FLAT else None
-    return NestedModel(network, taxonomy, config, heads, options.skips, options.norm, options.plain)
+    return NestedModel(network, taxonomy, config, heads, options.skips, options.norm, options.plain, options.hidden)
 
 
 def build_layers(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nestling.errors import UsageError
 from nestling.models.backbones import conv_block
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
@@ -32,6 +33,8 @@ class NestedModel(Model):
     skips: whether finer levels see earlier maps of the backbone.
     norm: 'batch' or 'none', for the decoder's convolutions.
     plain: no decoder: every head reads the last map, as one softmax on a backbone usually does.
+    hidden: units of a hidden layer between a level's pooled map and its linear layer, coarse to fine, as the authors'
+        network for CIFAR-10 has them: their output is then the bottleneck. 0, or nothing at all, is none.
     """
 
     def __init__(
@@ -43,14 +46,21 @@ class NestedModel(Model):
         skips: bool = True,
         norm: str = "batch",
         plain: bool = False,
+        hidden: tuple[int, ...] = (),
     ) -> None:
         super().__init__(taxonomy, config)
+        if hidden and (len(hidden) != len(taxonomy.levels) or min(hidden) < 0):
+            raise UsageError(
+                f"hidden must be a number of units for each of the levels {', '.join(taxonomy.levels)}, 0 for none; "
+                f"got {hidden!r}"
+            )
         heads = heads or taxonomy.levels
         channels: tuple[int, ...] = backbone.channels  # type: ignore[assignment]
         self.backbone = backbone
         self.skips = skips
         width = max(channels[-1] // 2, 4)
         self.decoder = nn.ModuleDict()
+        self.hidden = nn.ModuleDict()
         self.head = nn.ModuleDict()
         self.source: dict[str, int] = {}
         previous, sizes = channels[-1], {}
@@ -62,8 +72,12 @@ class NestedModel(Model):
                 self.decoder[level] = conv_block(joined, width, norm)
                 previous = width
             if level in heads:
-                self.head[level] = nn.Linear(previous, taxonomy.width(level))
-                sizes[level] = (previous, taxonomy.width(level))
+                size = previous
+                if hidden and hidden[number]:
+                    size = hidden[number]
+                    self.hidden[level] = nn.Sequential(nn.Linear(previous, size), nn.ReLU(inplace=True))
+                self.head[level] = nn.Linear(size, taxonomy.width(level))
+                sizes[level] = (size, taxonomy.width(level))
         self.calibration = Calibration(sizes)
 
     @property
@@ -77,6 +91,7 @@ class NestedModel(Model):
         return [
             self.backbone,
             *(self.decoder[level] for level in levels if level in self.decoder),
+            *(self.hidden[level] for level in levels if level in self.hidden),
             *(self.head[level] for level in levels if level in self.head),
         ]
 
@@ -92,8 +107,8 @@ class NestedModel(Model):
                 current = self.decoder[level](torch.cat([current, skip], 1) if self.skips else current)
                 pooled = current.mean((2, 3))
             if level in self.head:
-                features[level] = pooled
-                logits[level] = self.head[level](pooled)
+                features[level] = self.hidden[level](pooled) if level in self.hidden else pooled
+                logits[level] = self.head[level](features[level])
             if level == until:
                 break
         return Outputs(logits, features, embedding)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from nestling.data.dataset import LabelledData
-from nestling.data.transforms import Preprocessing
+from nestling.data.text import AnyPreprocessing
 from nestling.engine.fit import Run
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.decide import describe_paths
@@ -33,7 +33,7 @@ def gather(
     measurements: Mapping[str, Sequence[Measurement]],
     test: LabelledData,
     model: Model,
-    preprocessing: Preprocessing,
+    preprocessing: AnyPreprocessing,
     notes: Sequence[str],
     theory: Mapping[str, Sequence[float]] | None = None,
 ) -> Content:
@@ -113,7 +113,7 @@ def node_accuracy(found: Sequence[Measurement], test: LabelledData) -> dict[str,
     return result
 
 
-def examples(model: Model, preprocessing: Preprocessing, test: LabelledData) -> list[Example]:
+def examples(model: Model, preprocessing: AnyPreprocessing, test: LabelledData) -> list[Example]:
     """Test rows with what the model says: the least sure third of them, and others at even distances."""
     if not len(test):
         return []
@@ -130,19 +130,28 @@ def examples(model: Model, preprocessing: Preprocessing, test: LabelledData) -> 
     ]
     rows = [*unsure.tolist(), *others.tolist()]
     names = [test.taxonomy.classes[level] for level in test.taxonomy.levels]
-    images = shown.images(np.array(rows)).numpy()
+    texts = shown.inputs if isinstance(shown.inputs, list) else None
+    images = None if texts is not None else shown.images(np.array(rows)).numpy()
     result = []
     for place, row in enumerate(rows):
         truth = tuple(names[i][code] if code >= 0 else None for i, code in enumerate(shown.labels[row]))
         d = described[row]
         result.append(
             Example(
-                image=images[place],
+                image=None if images is None else images[place],
                 truth=truth,
                 path=tuple(d["path"]),
                 confidence=tuple(d["confidence"]),
                 answer=d["answer"],
-                item=shown.items[row].encode("utf-8", "backslashreplace").decode(),
+                item=(shown.items[row] if texts is None else f"{shown.items[row]}: {beginning(texts[row])}")
+                .encode("utf-8", "backslashreplace")
+                .decode(),
             )
         )
     return result
+
+
+def beginning(text: str, most: int = 200) -> str:
+    """The first characters of a text, on one line."""
+    short = " ".join(text[: 4 * most].split())
+    return short if len(short) <= most and len(text) <= 4 * most else f"{short[:most]}…"

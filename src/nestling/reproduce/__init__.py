@@ -9,6 +9,11 @@ from nestling.reproduce.layerwise_cifar import CIFAR10, DOWNSAMPLING, SEPARABILI
 from nestling.reproduce.layerwise_imagenet import IMAGENET, REDUCE, TRANSFER, WIDTH
 from nestling.reproduce.layerwise_memory import MEMORY
 from nestling.reproduce.layerwise_remarks import CLOSING, COMPRESSION, UNCONVERGED
+from nestling.reproduce.nested_ablations import CASCADE, SKIPS
+from nestling.reproduce.nested_attacks import ATTACKS_TABLE
+from nestling.reproduce.nested_distortion import BUDGET, DISTORTION
+from nestling.reproduce.nested_table1 import TABLE1
+from nestling.reproduce.nested_text import TEXT
 from nestling.reproduce.robust_concepts import AUGMENTATION, CONCEPTS, CONTROL, SCHEDULE
 from nestling.reproduce.robust_transfer import FINETUNE
 from nestling.reproduce.robust_transfer import TRANSFER as ROBUST_TRANSFER
@@ -41,5 +46,12 @@ TABLES: dict[str, Table] = {
         COINS_IMAGENET,
         PATCHES,
         THEORY,
+        TABLE1,
+        DISTORTION,
+        BUDGET,
+        ATTACKS_TABLE,
+        SKIPS,
+        CASCADE,
+        TEXT,
     )
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
 from nestling.data.split import cut
 from nestling.errors import DataError
+from nestling.seeds import derive
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +41,21 @@ class Rows:
     validation: int | float = 0
     """Kept from training, to choose by: so many rows of each of the finest classes beside their training rows, or a
     share of all of them."""
+    known: tuple[int, ...] | None = None
+    """So many rows are labelled up to each level, coarse to fine, and no further: disjoint subsets, stratified, other
+    ones for each seed; the rest is left out. Where there are fewer rows in all, as many in the same proportions."""
+    fine_only: bool = False
+    """Of these, the rows labelled at the finest level alone: all that an end-to-end twin sees."""
 
     def load(self, data_dir: str | None, seed: int = 0) -> Parts:
         """Read them, or make them anew where they are made at random. Raises DataError where a class has too few."""
         size = self.image_size
-        train = load_data(self.source, self.train_split, data_dir, image_size=size, seed=seed, first=self.train)
-        test = load_data(self.source, self.split, data_dir, image_size=size, seed=seed, first=self.test)
+        train = read(self.source, self.train_split, data_dir, size, seed, self.train)
+        test = read(self.source, self.split, data_dir, size, seed, self.test)
+        if self.known is not None:
+            train = known_to(train, self.known, seed)
+            if self.fine_only:
+                train = train.subset(train.labels[:, -1] >= 0)
         if self.sizes is not None:
             assert isinstance(self.validation, int)
             return Parts(*unbalanced(train, self.sizes, self.validation), test)
@@ -56,6 +67,41 @@ class Rows:
     def key(self) -> dict[str, Any]:
         """What differs from the defaults, as JSON."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
+
+
+@lru_cache(maxsize=4)
+def read(
+    source: str, split: str, data_dir: str | None, image_size: int | None, seed: int, first: int | None
+) -> LabelledData:
+    """The rows of a split, held for the next trials of this process, which may keep other labels of them."""
+    return load_data(source, split, data_dir, image_size=image_size, seed=seed, first=first)
+
+
+def known_to(data: LabelledData, counts: tuple[int, ...], seed: int) -> LabelledData:
+    """Disjoint subsets: ``counts`` rows whose finest known level is each of the levels, coarse to fine.
+
+    Rows are put in one order, in which every beginning holds each of the finest classes in its share; the first ones
+    keep every label, the next lose the finest, and so on, as the authors of nested learning cut theirs. So of one seed,
+    more fine labels are the same ones and more. Raises DataError for another number of levels, or no row.
+    """
+    levels = data.taxonomy.levels
+    if len(counts) != len(levels) or min(counts) < 0 or sum(counts) < 1:
+        raise DataError(f"known must count rows for each of the levels {', '.join(levels)}; got {counts!r}")
+    if len(data) < sum(counts):
+        share = len(data) / sum(counts)
+        counts = tuple(int(share * count) for count in counts)
+    rng = np.random.default_rng(derive(seed, "known"))
+    order = rng.permutation(len(data))
+    _, code, sizes = np.unique(data.labels[order, -1], return_inverse=True, return_counts=True)
+    rank = np.empty(len(data))
+    grouped = np.argsort(code, kind="stable")
+    rank[grouped] = np.arange(len(data)) - (np.cumsum(sizes) - sizes)[code[grouped]]
+    order = order[np.argsort((rank + rng.random(len(data))) / sizes[code], kind="stable")][: sum(counts)]
+    labels = data.labels[order]
+    ends = np.cumsum(counts[::-1])
+    for level in range(1, len(levels)):
+        labels[ends[-level - 1] :, level] = -1
+    return replace(data.subset(order), labels=labels)
 
 
 def unbalanced(data: LabelledData, sizes: tuple[int, int], validation: int) -> tuple[LabelledData, LabelledData]:

@@ -15,7 +15,7 @@ from nestling.errors import unknown
 from nestling.methods.recipe import Recipe
 from nestling.reproduce.rows import Rows
 
-AXIS = re.compile(r"^(?:(.*) )?(layer|step|rank|epoch|s|C|lambda) ([\d.]+)$")
+AXIS = re.compile(r"^(?:(.*) )?(layer|step|rank|epoch|s|C|lambda|strength|share|epsilon) ([\d.]+)$")
 SCALES = ("smoke", "small", "paper")
 PRECISION = {"smoke": "fp32", "small": "fp32", "paper": "auto"}
 """Below the paper's scale figures are the same wherever they are made."""
