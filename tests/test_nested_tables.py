@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from nestling.config import apply, read_config
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
 from nestling.engine.plan import plan
@@ -151,7 +153,7 @@ def test_what_networks_refuse() -> None:
         build_model(taxonomy, (1, 8, 8), options={"hidden": [3, 3]})
     with pytest.raises(UsageError, match="has no dropout"):
         build_model(taxonomy, (3, 32, 32), "resnet18", options={"dropout": 0.3})
-    with pytest.raises(UsageError, match="dropout must be at least 0 and at most 0.99, got 1.5"):
+    with pytest.raises(UsageError, match="dropout must be at least 0 and at most"):
         Nested(dropout=1.5)
     with pytest.raises(UsageError, match="cascade = false trains one stage on every labelled row"):
         Nested(cascade=False, reading="exact", marginal=False)
@@ -204,3 +206,11 @@ def test_means_over_sets_and_mixes_as_a_curve() -> None:
     assert whole.value == pytest.approx(0.7) and whole.samples == pytest.approx((0.7, 0.7))
     assert found["mnist: nested, by mix", f"{FINE} share 1.25"].value == 0.9
     assert not any(row.startswith("all sets") for row, _ in ((c.row, c.column) for c in over_sets(cells[:4])))
+
+
+@pytest.mark.parametrize(("name", "source"), [("nested-paper", "mnist"), ("nested-paper-cifar10", "cifar10")])
+def test_the_written_recipes_are_those_that_are_run(name: str, source: str) -> None:
+    settings = read_config(Path(__file__).parent.parent / "recipes" / f"{name}.toml")
+    made = compare("paper", setting("paper", source), robustness, (NESTED,))[0]
+    assert settings.pop("method") == "nested" and settings.pop("backbone") == made.backbone
+    assert apply(Nested(), settings) == made.recipe
