@@ -141,6 +141,18 @@ class Predict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lint(SourceOptions):
+    """Say what is wrong with SOURCE before anything is trained on it, row by row, each with a mend."""
+
+    source: Positional[Annotated[str, arg(metavar="SOURCE")]]
+    """As for train."""
+    fix: Annotated[str | None, arg(metavar="OUT")] = None
+    """Write a mended copy there, a new file or folder; the source itself is never touched."""
+    json: str | None = None
+    """Write all findings there; - for stdout."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index(SourceOptions):
     """Make every picture of SOURCE ready to be searched: a folder of features, names and labels."""
 
