@@ -21,6 +21,8 @@ from nestling.tree import Integers, some_rows
 MOST_BITS = 8
 LEAST_CORRELATION = 0.997
 MOST_COLOUR = 16.0
+MOST_ALIKE = 6
+"""Pictures; where more of them look alike, it is how pictures of their class look."""
 BLOCK = 2048
 """Rows that are compared with all others at a time."""
 
@@ -101,6 +103,8 @@ def near_duplicates(table: Table, prints: Prints) -> list[Finding]:
         same = exact and (len(told) > 1 or len({table.items[place] for place in group}) == 1)
         if len(group) < 2 or same or (exact and table.kind == "text"):
             # Copies that differ in split or label, and rows that stand there twice, have findings of their own.
+            continue
+        if table.kind == "image" and len({prints.pixels[place] for place in group}) > MOST_ALIKE:
             continue
         splits = sorted({table.splits[place] for place in group})
         differing = [

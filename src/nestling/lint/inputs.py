@@ -163,8 +163,7 @@ def perceived(pixels: np.ndarray) -> tuple[np.uint64, np.ndarray, np.ndarray]:
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).convert("L")
 
     def scaled(width: int, height: int) -> np.ndarray:
-        way = Image.Resampling.BOX if min(image.size) >= SIDE else Image.Resampling.BILINEAR
-        return np.asarray(image.resize((width, height), way), np.float32)
+        return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32)
 
     grey = scaled(9, 8)
     bits = (grey[:, 1:] > grey[:, :-1] + STEP).reshape(-1)
