@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nestling.data.dataset import LabelledData
+from nestling.data.decode import decode
 from nestling.data.images import LazyImages, load_images
 from nestling.data.inputs import Raw
 from nestling.errors import DataError, UsageError
@@ -123,7 +124,7 @@ def _inputs(
     """Inputs, a name for each row, and what was decided."""
     if isinstance(inputs, torch.Tensor) and inputs.ndim == 4 and inputs.dtype == torch.uint8 and image_size is None:
         return inputs, tuple(f"{name} row {row}" for row in range(len(inputs))), ()
-    rows = list(inputs)
+    rows: list[Any] = list(inputs)
     items = tuple(f"{name} row {number}" for number in range(len(rows)))
     if rows and all(isinstance(row, str) for row in rows):
         return rows, items, ()
@@ -133,7 +134,7 @@ def _inputs(
         and inputs.shape[1] in (1, 3)
         and inputs.shape[3] not in (1, 3)
     ):
-        rows = [row.transpose(1, 2, 0) for row in rows]
+        rows = [np.moveaxis(row, 0, -1) for row in rows]
     raws = [_raw(row, item) for row, item in zip(rows, items, strict=True)]
     pictures, _, notes = load_images(raws, items, image_size=image_size)
     return pictures, items, notes
@@ -145,23 +146,19 @@ def _raw(value: Any, item: str) -> Raw:
         return value
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
-        value = value.permute(1, 2, 0).numpy() if value.ndim == 3 else value.numpy()
+        value = value.movedim(0, -1).numpy() if value.ndim == 3 else value.numpy()
     elif not isinstance(value, np.ndarray):
         from PIL import Image
 
         if not isinstance(value, Image.Image):
             raise DataError(f"{item}: expected a picture (array, tensor, PIL image, path) or a text, got {value!r:.80}")
-        from nestling.data.decode import decode
-
         grey = value.mode in ("1", "L")
         pixels = decode(value, None, 1 if grey else 3, item)
-        return np.ascontiguousarray(pixels[0] if grey else pixels.transpose(1, 2, 0))
+        return np.ascontiguousarray(pixels[0] if grey else np.moveaxis(pixels, 0, -1))
     if value.ndim == 3 and value.shape[2] == 1:
         value = value[..., 0]
     if value.ndim not in (2, 3) or (value.ndim == 3 and value.shape[2] != 3) or not value.size:
-        raise DataError(
-            f"{item}: a picture must be (h, w), (h, w, 1 or 3), or a tensor (1 or 3, h, w); got {value.shape}"
-        )
+        raise DataError(f"{item}: expected (h, w), (h, w, 1 or 3), or a tensor (1 or 3, h, w); got {value.shape}")
     if np.issubdtype(value.dtype, np.floating):
         if not (np.isfinite(value).all() and value.min() >= 0 and value.max() <= 1):
             raise DataError(f"{item}: pixels that are no whole numbers must lie in [0, 1]: leave normalisation out")
