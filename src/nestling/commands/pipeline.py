@@ -5,6 +5,7 @@ Each step reads back what an earlier, interrupted call of the same command finis
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 
 from nestling import collective
+from nestling.commands.choose import Choice, keep_to
 from nestling.commands.finish import Finish, default_distortions, finish
-from nestling.commands.notes import notes_of
+from nestling.commands.notes import idle_lines, notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
 from nestling.commands.words import concept_lines, program, retrieval_lines, score_lines
@@ -51,7 +53,10 @@ class Pipeline:
     ) -> None:
         self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
         self.workers = workers
+        self.deadline: float | None = None
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
+        for line in idle_lines(self.recipe, fields):
+            say(line)
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
@@ -63,15 +68,19 @@ class Pipeline:
         self.begun = folder.open(given, collective.broadcast_object)
         self.precision = precision
 
-    def run(self) -> None:
-        """Do what is left to do."""
+    def run(self, deadline: float | None = None, chosen: Sequence[Choice] = ()) -> None:
+        """Do what is left to do, the training before ``deadline``; ``chosen`` is what was chosen before."""
+        for choice in chosen:
+            say(f"{choice.name}: {choice.value} ({choice.reason})")
+            self.folder.derive(*choice)
+        self.deadline = deadline
         if self.folder.finished:
             say(f"{self.folder.path} is finished: {program()} show {self.folder.path} prints it")
             return
         began = time.monotonic()
         train, validation, test = self.load_all()
         self.within_memory(train, validation)
-        stages = self.check(train, validation)
+        stages = self.within_minutes(train, validation, self.check(train, validation))
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
         notes = notes_of(train, validation, test)
@@ -166,6 +175,28 @@ class Pipeline:
         for name in FIELDS:
             self.folder.derive(name, getattr(self.recipe, name), f"for --memory {self.options['memory']}: {text}")
 
+    def within_minutes(
+        self, train: LabelledData, validation: LabelledData | None, stages: list[StagePlan]
+    ) -> list[StagePlan]:
+        """The stages, with ``--minutes`` of as many epochs as fit; a resume keeps what was chosen."""
+        if self.deadline is None:
+            return stages
+        found = self.folder.kept("epochs in time")
+        if found is None:
+            trainings = 1
+            if self.options.get("baselines"):
+                trainings = sum(map(len, rivals(self.recipe, self.rate_given, stages).values()))
+            recipe, text, reason = collective.broadcast_object(
+                keep_to(self, train, validation, stages, trainings, self.deadline)
+            )
+            found = json.dumps({"epochs": recipe.epochs, "steps_per_epoch": recipe.steps_per_epoch})
+            say(f"within the minutes: {text} ({reason})")
+            self.folder.derive("epochs in time", found, f"for --minutes: {text}; {reason}")
+        kept = json.loads(found)
+        epochs = tuple(kept["epochs"]) if isinstance(kept["epochs"], list) else kept["epochs"]
+        self.recipe = replace(self.recipe, epochs=epochs, steps_per_epoch=kept["steps_per_epoch"])
+        return self.check(train, validation)
+
     def build(self, train: LabelledData, recipe: Recipe) -> Model:
         """The recipe's network, fresh, or on the backbone of the run that ``--init`` names."""
         if not self.options.get("init"):
@@ -212,6 +243,7 @@ class Pipeline:
             validation=validation,
             backbone=self.backbone,
             workers=self.workers,
+            deadline=self.deadline,
         )
 
     def with_baselines(

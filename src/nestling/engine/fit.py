@@ -6,7 +6,6 @@ next step depends on; randomness is a pure function of (seed, stage, epoch, step
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from nestling.engine.plan import plan
 from nestling.engine.predict import accuracy_per_level, predict
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime
+from nestling.engine.runtime import seeded as seeded
 from nestling.engine.stage import StageRun
 from nestling.errors import Interrupted, UsageError
 from nestling.files import Appender
@@ -84,6 +84,7 @@ def fit(
     workers: int | None = None,
     verbose: bool = True,
     whole: bool = False,
+    deadline: float | None = None,
 ) -> Run:
     """Train ``recipe`` on ``data`` and return the calibrated model.
 
@@ -96,6 +97,7 @@ def fit(
     precision: auto, fp32, bf16 or fp16.
     workers: processes that decode pictures ahead, where these do not fit into memory; by default one less than there
         are cores, at most 8. The result does not depend on it.
+    deadline: a moment of ``time.monotonic()``: a stage that is still on its way ends with the epoch under way.
     whole: train on every row of ``data``: there are no calibration rows, and no validation rows but those given.
 
     Raises UsageError for settings that cannot be, DivergedError where a loss, gradient or metric is not finite,
@@ -121,6 +123,7 @@ def fit(
                 workers=workers,
                 verbose=verbose,
                 whole=whole,
+                deadline=deadline,
             )
     given = 0 if validation is None else len(validation)
     if whole:
@@ -148,7 +151,7 @@ def fit(
     if model is None:
         with seeded(derive(seed, "weights")):
             model = build_model(data.taxonomy, shape, backbone, recipe.method, recipe.network())
-    engine = Engine(recipe, model, train, validation, out, seed, runtime, preprocessing, reporter)
+    engine = Engine(recipe, model, train, validation, out, seed, runtime, preprocessing, reporter, deadline)
     engine.decide("device", str(runtime.device), runtime.reasons["device"])
     engine.decide("precision", runtime.precision, runtime.reasons["precision"])
     engine.decide("workers", 0 if lazy is None else runtime.workers, why)
@@ -190,14 +193,6 @@ def cut_rows(data: LabelledData, validation: LabelledData | None, seed: int) -> 
     return train, validation
 
 
-@contextlib.contextmanager
-def seeded(seed: int):
-    """Inside the block torch's global generator starts from ``seed``; the caller's state comes back afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 class Engine:
     """Trains one recipe on one model. ``fit`` is the way to use it."""
 
@@ -212,7 +207,9 @@ class Engine:
         runtime: Runtime,
         preprocessing: Preprocessing,
         reporter: Reporter,
+        deadline: float | None = None,
     ) -> None:
+        self.deadline = deadline
         self.recipe, self.model, self.train, self.validation = recipe, model, train, validation
         self.seed, self.runtime, self.preprocessing, self.reporter = seed, runtime, preprocessing, reporter
         self.folder = folder

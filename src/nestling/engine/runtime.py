@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from collections.abc import Iterator
@@ -149,3 +150,11 @@ def auto_precision(device: str) -> tuple[str, str]:
         if device == "cpu"
         else "the safe choice on this device",
     )
+
+
+@contextlib.contextmanager
+def seeded(seed: int):
+    """Inside the block torch's global generator starts from ``seed``; the caller's state comes back afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.default_generator.manual_seed(seed)
+        yield
