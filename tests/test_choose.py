@@ -84,14 +84,12 @@ def test_no_stage_is_left_without_an_epoch_and_none_takes_longer(
 
 def test_coarse_labels_alone_choose_search_and_say_why(tmp_path: Path) -> None:
     source = tree(tmp_path / "tree", FOUR)
-    out = tmp_path / "run"
-    command = ("train", source, "--known", "coarse=1,fine=0", *QUICK, "--out", out)
-    done = succeed(*command)
+    done = succeed("train", source, "--known", "coarse=1,fine=0", "--dry-run", *QUICK, "--out", tmp_path / "run")
     assert "method: coins (no training row is labelled at level 'fine' (rows labelled: coarse" in done.err
-    assert "batch_size" not in tomllib.loads((out / "recipe.toml").read_text())["derived"]
-    recipe = tomllib.loads((out / "recipe.toml").read_text())
-    assert recipe["given"]["method"] == recipe["derived"]["method"]["value"] == "coins"
-    assert "is finished" in succeed(*command).err
+    assert "coins on conv:4/8" in done.out and "batch_size" not in done.err
+    done = succeed("train", source, "--dry-run", *QUICK[:6], "--out", tmp_path / "run")
+    assert "method: nested (rows are labelled at every level (coarse" in done.err
+    assert "batch_size: 32 (for " in done.err
 
 
 def test_a_mix_chooses_robust_and_memory_layerwise(tmp_path: Path) -> None:

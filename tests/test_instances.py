@@ -14,7 +14,6 @@ from nestling import functional as public
 from nestling.data.batch import Batch
 from nestling.errors import UsageError
 from nestling.models.model import Outputs
-from nestling.models.search import EarlierRows
 from nestling.objectives.instance_terms import Instance, InstanceProxy, InstanceTerm, InstanceWithin
 from nestling.objectives.instances import average_rows, supervised_contrastive
 
@@ -233,8 +232,7 @@ def test_rows_added_later_go_on_from_the_old_ones() -> None:
     old.step(0.1)
     new = InstanceWithin("coarse", np.arange(8), np.array([1, 0, 0, 0, 1, 1, 2, 1]), 3)
     fresh = new.rows.weight.clone()
-    old.rows.current()
-    new.adopt(EarlierRows(old.numbers, old.rows.weight, old.rows.velocity))
+    new.adopt(old)
     for row in range(8):
         mine = int(new.place[row])
         for name in ("weight", "velocity"):

@@ -532,7 +532,7 @@ def test_the_growth_is_quadratic() -> None:
 
 # The schedule of steps -----------------------------------------------------------------------------------------------
 
-DROPS = Optimizer(name="sgd", lr=0.1, schedule="steps", factor=5.0, drops=(0.5, 0.75), restarts=True)
+DROPS = Optimizer(name="sgd", lr=0.1, schedule="steps", factor=5.0, drops=(0.5, 0.75))
 
 
 def test_the_rate_drops_and_the_optimiser_is_made_anew(toy_data: LabelledData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,11 @@ class Choice(NamedTuple):
     value: str
     reason: str
 
+    @property
+    def line(self) -> str:
+        """As it is printed."""
+        return f"{self.name}: {self.value} ({self.reason})"
+
 
 def choose(
     command: Train, options: Mapping[str, Any], fields: Mapping[str, Any]

@@ -1,23 +1,14 @@
-"""``--init RUN``: the backbone of a trained run, under a new head and for other classes.
-
-Search from coarse labels goes on from a run of its own with the head of two layers and the instance rows, too: how
-training rows are added later.
-"""
+"""``--init RUN``: the backbone of a trained run, under a new head and for other classes."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from nestling.bundle import load_bundle
-from nestling.commands.train import say
 from nestling.data.dataset import LabelledData
-from nestling.engine.checkpoint import Checkpoints, pick
 from nestling.errors import UsageError
 from nestling.methods.recipe import Recipe
 from nestling.models.build import build_model
 from nestling.models.model import Model
 from nestling.models.nested import NestedModel
-from nestling.models.search import EarlierRows, SearchModel
 
 
 def start_from(run: str, train: LabelledData, backbone: str, recipe: Recipe) -> Model:
@@ -30,13 +21,13 @@ def start_from(run: str, train: LabelledData, backbone: str, recipe: Recipe) -> 
     # A plan is made on the meta device, where there would be no weights.
     with torch.device("cpu"):
         given = load_bundle(run).model
-    if not isinstance(given, NestedModel | SearchModel):
+    if not isinstance(given, NestedModel):
         raise UsageError(f"--init takes a run with a backbone of stages; {run} was trained by {given.config['method']}")
     name = given.config["backbone"]
     if backbone not in ("auto", name):
         raise UsageError(f"{run} has the backbone {name!r}, not {backbone!r}: leave --backbone out")
     model = build_model(train.taxonomy, train.image_shape, name, recipe.method, recipe.network())
-    if not isinstance(model, NestedModel | SearchModel):
+    if not isinstance(model, NestedModel):
         raise UsageError(f"--init gives a backbone of stages, which {recipe.method} has not: take another method")
     mine, theirs = model.backbone.state_dict(), given.backbone.state_dict()
     for key in sorted(mine.keys() | theirs.keys()):
@@ -50,30 +41,4 @@ def start_from(run: str, train: LabelledData, backbone: str, recipe: Recipe) -> 
         with torch.no_grad():
             for key, tensor in mine.items():
                 tensor.copy_(theirs[key])
-        if isinstance(given, SearchModel) and isinstance(model, SearchModel):
-            go_on(run, given, model)
     return model
-
-
-def go_on(run: str, given: SearchModel, model: SearchModel) -> None:
-    """What search has beyond the backbone: the head, and the rows that were learned behind it, if they fit."""
-    heads = [part.projection.state_dict() for part in (given, model)]
-    shapes = [{name: tensor.shape for name, tensor in head.items()} for head in heads]
-    found = earlier_rows(Path(run))
-    if found is None or shapes[0] != shapes[1] or found.weight.shape[1] != model.dimension:
-        reason = "its folder has none" if found is None else "they are of another head"
-        say(f"instance rows of {run} are not taken over ({reason}): all start afresh")
-        return
-    model.projection.load_state_dict(heads[0])
-    model.earlier = found
-    say(f"{len(found.numbers)} instance rows of {run} go on, each where a training row has its number in the source")
-
-
-def earlier_rows(run: Path) -> EarlierRows | None:
-    """Those that a run folder's finished stage ended with. Raises StorageError where its file is damaged."""
-    saved = Checkpoints(run).stage(0, "search")
-    tensors = pick("objective", saved.tensors) if saved else {}
-    (prefix,) = [name.removesuffix("numbers") for name in tensors if name.endswith(".numbers")] or [None]
-    if prefix is None:
-        return None
-    return EarlierRows(tensors[f"{prefix}numbers"], tensors[f"{prefix}rows.weight"], tensors[f"{prefix}rows.velocity"])

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from nestling.data.dataset import LabelledData
-from nestling.engine.runfolder import flat
 from nestling.errors import listed
-from nestling.methods.recipe import Recipe
 
 
 def scarce(train: LabelledData) -> list[str]:
@@ -30,12 +25,6 @@ def scarce(train: LabelledData) -> list[str]:
                 many = "1 class has" if len(names) == 1 else f"{len(names)} classes have"
                 warnings.append(f"warning: level {level!r}: {many} {what}: {listed(names, limit=5)}")
     return warnings
-
-
-def idle_lines(recipe: Recipe, fields: Mapping[str, Any]) -> list[str]:
-    """Warnings of fields that were set and have no effect."""
-    given = flat(fields)
-    return [f"warning: {name} has no effect: it takes {what}" for name, what in recipe.idle.items() if name in given]
 
 
 def notes_of(train: LabelledData, validation: LabelledData | None, test: LabelledData) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from nestling import collective
 from nestling.commands.choose import Choice, keep_to
 from nestling.commands.finish import Finish, default_distortions, finish
-from nestling.commands.notes import idle_lines, notes_of
+from nestling.commands.notes import notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
 from nestling.commands.words import concept_lines, program, retrieval_lines, score_lines
@@ -55,8 +55,6 @@ class Pipeline:
         self.workers = workers
         self.deadline: float | None = None
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
-        for line in idle_lines(self.recipe, fields):
-            say(line)
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
@@ -70,9 +68,6 @@ class Pipeline:
 
     def run(self, deadline: float | None = None, chosen: Sequence[Choice] = ()) -> None:
         """Do what is left to do, the training before ``deadline``; ``chosen`` is what was chosen before."""
-        for choice in chosen:
-            say(f"{choice.name}: {choice.value} ({choice.reason})")
-            self.folder.derive(*choice)
         self.deadline = deadline
         if self.folder.finished:
             say(f"{self.folder.path} is finished: {program()} show {self.folder.path} prints it")
@@ -80,7 +75,11 @@ class Pipeline:
         began = time.monotonic()
         train, validation, test = self.load_all()
         self.within_memory(train, validation)
-        stages = self.within_minutes(train, validation, self.check(train, validation))
+        stages = self.check(train, validation)
+        for choice in chosen:
+            say(choice.line)
+            self.folder.derive(*choice)
+        stages = self.within_minutes(train, validation, stages)
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
         notes = notes_of(train, validation, test)

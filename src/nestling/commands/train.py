@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from nestling.engine.runfolder import RunFolder
 from nestling.errors import UsageError
 
 if TYPE_CHECKING:
+    from nestling.commands.choose import Choice
     from nestling.options import Train, TrainingOptions
 
 OPTIONS: dict[str, Any] = {
@@ -49,7 +50,8 @@ def train(command: Train) -> int:
     """Run the command. Everything is checked before anything is written."""
     began = time.monotonic()
     options, fields = settings(command, {"baselines": command.baselines, "memory": command.memory}, AUTO)
-    deadline, chosen = None, ()
+    deadline: float | None = None
+    chosen: Sequence[Choice] = ()
     if command.minutes is not None or options["method"] == AUTO:
         from nestling.commands.choose import choose, deadline_of
 
@@ -61,7 +63,7 @@ def train(command: Train) -> int:
         if speaks():
             from nestling.commands.dry_run import dry_run
 
-            dry_run(command, options, fields, out)
+            dry_run(command, options, fields, out, chosen)
         return 0
     with RunFolder(out, writer=speaks()) as folder:
         from nestling.commands.pipeline import Pipeline

@@ -50,7 +50,7 @@ def num_drops(settings: Optimizer, progress: float) -> int:
 def begins_anew(settings: Optimizer, step: int, steps: int) -> bool:
     """Whether the optimiser is made anew before step number ``step``, from 0, of ``steps``."""
     before, now = (num_drops(settings, number / steps) for number in (step - 1, step))
-    return settings.schedule == "steps" and settings.restarts and now > before
+    return settings.schedule == "steps" and now > before
 
 
 def num_plateaus(history: list[float], patience: int) -> int:

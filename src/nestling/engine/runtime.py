@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 from collections.abc import Iterator
@@ -152,7 +151,7 @@ def auto_precision(device: str) -> tuple[str, str]:
     )
 
 
-@contextlib.contextmanager
+@contextmanager
 def seeded(seed: int):
     """Inside the block torch's global generator starts from ``seed``; the caller's state comes back afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

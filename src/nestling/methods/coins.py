@@ -124,25 +124,6 @@ class Coins(ConceptOptions, Recipe):
                 f"set optimizer.name = 'sgd', got {self.optimizer.name!r}"
             )
 
-    @property
-    def idle(self) -> dict[str, str]:
-        variant, found = VARIANTS[self.variant], super().idle
-        takes = {
-            ("instance_weight",): (variant.coarse and variant.instance, "coarse labels and an instance term"),
-            ("unlabelled",): (variant.instance, "an instance term"),
-            ("proxy_weight", "num_proxies", "proxies_within"): (variant.proxies, "proxies"),
-            ("temperature", "learn_temperature"): (variant.cosine, "a cosine softmax"),
-            ("mlp",): (variant.mlp, "a head of two layers"),
-            ("label_level",): (self.variant != "opt", "coarse labels"),
-        }
-        found |= {
-            name: f"a variant with {what}, which {self.variant} is not"
-            for names, (used, what) in takes.items()
-            if not used
-            for name in names
-        }
-        return found | {"patience": "a method that chooses its epoch, and coins keeps the last one"}
-
     def network(self) -> SearchOptions:
         variant = VARIANTS[self.variant]
         return SearchOptions(
@@ -177,7 +158,6 @@ class Coins(ConceptOptions, Recipe):
             balance_level=model.level,
             augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
             after_epoch=None if proxies is None else Clustering(proxies),
-            at_end=CatchUp() if VARIANTS[self.variant].instance else None,
         )
         yield temperature_stage(model, data, self.optimizer)
 
@@ -221,29 +201,14 @@ class Coins(ConceptOptions, Recipe):
             "weight_decay": self.optimizer.weight_decay,
             "unit": model.cosine,
         }
-        term: InstanceTerm
         if VARIANTS[self.variant].instance == "all":
-            term = Instance(model.level, index, model.dimension, **settings)
-        else:
-            term = InstanceWithin(model.level, index, classes, model.dimension, unlabelled=self.unlabelled, **settings)
-        if model.earlier is not None and not term.place.is_meta:
-            term.adopt(model.earlier)
-        return term
+            return Instance(model.level, index, model.dimension, **settings)
+        return InstanceWithin(model.level, index, classes, model.dimension, unlabelled=self.unlabelled, **settings)
 
 
 def switched_on(epochs: int) -> float:
     """The progress at which proxies begin to count: with the first whole epoch of the second half."""
     return math.ceil(epochs / 2) / epochs
-
-
-@dataclass(frozen=True)
-class CatchUp:
-    """The stage's file holds every row as it is at the end: a later run goes on from there."""
-
-    def __call__(self, context: Context) -> None:
-        for term in context.objective.terms:
-            if isinstance(term, InstanceTerm):
-                term.rows.current()
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Layerwise(LayerOptions, Recipe):
     recompute: bool = False
     """Keep only each layer's input and compute the rest again on the way back: less memory, more time."""
     optimizer: Optimizer = field(
-        default_factory=lambda: Optimizer(name="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine", restarts=True)
+        default_factory=lambda: Optimizer(name="sgd", lr=0.1, weight_decay=5e-4, schedule="cosine")
     )
 
     def __post_init__(self) -> None:

@@ -46,14 +46,12 @@ class Optimizer:
     momentum: float = 0.9
     """Of sgd."""
     schedule: str = "one-cycle"
-    """one-cycle, cosine, constant, steps (divides the rate at each of `drops`), or plateau (divides it after `patience`
-    epochs without improvement)."""
+    """one-cycle, cosine, constant, steps (divides the rate at each of `drops`, where the optimiser is made anew), or
+    plateau (divides it after `patience` epochs without improvement)."""
     factor: float = 5.0
     """What steps and plateau divide the rate by."""
     drops: tuple[float, ...] = (0.3, 0.6, 0.9)
     """Shares of a stage's steps after which steps divides."""
-    restarts: bool = False
-    """With steps the optimiser is made anew at each of `drops`: its momentum is cleared."""
     patience: int = 5
     """Epochs without improvement after which plateau divides."""
 
@@ -68,18 +66,6 @@ class Optimizer:
         check("optimizer.drops", self.drops, above=0, most=1)
         check("optimizer.factor", self.factor, above=1)
         check("optimizer.patience", self.patience, least=1)
-
-    @property
-    def idle(self) -> dict[str, str]:
-        """Fields without effect as the others are, and what it would take for one."""
-        takes = {
-            "momentum": (self.name == "sgd", "name = 'sgd'"),
-            "drops": (self.schedule == "steps", "schedule = 'steps'"),
-            "restarts": (self.schedule == "steps", "schedule = 'steps'"),
-            "factor": (self.schedule in ("steps", "plateau"), "schedule = 'steps' or 'plateau'"),
-            "patience": (self.schedule == "plateau", "schedule = 'plateau'"),
-        }
-        return {f"optimizer.{name}": f"optimizer.{what}" for name, (used, what) in takes.items() if not used}
 
 
 @dataclass(frozen=True)
@@ -210,11 +196,6 @@ class Recipe(ABC):
     def searched(self) -> dict[str, tuple[float, float]]:
         """The fields that ``nestling sweep`` searches, each log-uniformly between two numbers."""
         return {"optimizer.lr": (1e-4, 1e-1)}
-
-    @property
-    def idle(self) -> dict[str, str]:
-        """Fields without effect as the others are, dotted, and what it would take for one: who sets them is warned."""
-        return self.optimizer.idle
 
     def network(self) -> AnyOptions:
         """What this method asks of its network."""

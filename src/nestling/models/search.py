@@ -6,7 +6,6 @@ keeps what they ask for from deforming the features (Table 2, CoIns**).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,18 +16,6 @@ from nestling.errors import UsageError
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
 from nestling.taxonomy import Taxonomy
-
-
-@dataclass(frozen=True, eq=False)
-class EarlierRows:
-    """The instance rows that a run before ended with."""
-
-    numbers: Tensor
-    """(n,) int64: of the training rows in their source."""
-    weight: Tensor
-    """(n, d)."""
-    velocity: Tensor
-    """(n, d)."""
 
 
 class SearchModel(Model):
@@ -67,8 +54,6 @@ class SearchModel(Model):
         if mlp is not None and mlp < 1:
             raise UsageError(f"mlp must be at least 1, got {mlp}")
         self.backbone, self.cosine, self.probe = backbone, cosine, probe
-        self.earlier: EarlierRows | None = None
-        """What instance rows begin with, where they go on from another run's."""
         self.level = taxonomy.levels[taxonomy.level_index(level)]
         channels: int = backbone.channels[-1]  # type: ignore[index]
         self.dimension = mlp or channels

@@ -26,7 +26,6 @@ from nestling.objectives.terms import Term
 if TYPE_CHECKING:
     from nestling.data.batch import Batch
     from nestling.models.model import Outputs
-    from nestling.models.search import EarlierRows
 
 UNLABELLED = ("skip", "instance")
 
@@ -69,9 +68,6 @@ class InstanceTerm(Term, ABC):
         self.rows = ClassRows(classes, dimension, momentum, weight_decay, unit)
         self.index = index[self.rows.sorting]
         """The number in its source of each row, as they lie in ``rows``."""
-        # Kept in the stage's file: a later run finds its rows among these.
-        self.numbers: Tensor
-        self.register_buffer("numbers", torch.from_numpy(self.index))
         place = torch.full((int(index.max(initial=-1)) + 1,), -1)
         place[torch.from_numpy(self.index)] = torch.arange(len(index))
         self.place: Tensor
@@ -109,13 +105,13 @@ class InstanceTerm(Term, ABC):
         self.drawn = None
 
     @torch.no_grad()
-    def adopt(self, earlier: EarlierRows) -> None:
-        """Go on from the rows of a run before wherever both know a row by its number: how rows are added later."""
-        places = self.places(earlier.numbers.to(self.place.device))
-        known = places >= 0
+    def adopt(self, other: InstanceTerm) -> None:
+        """Go on from the rows of another term wherever both know a row: how rows are added later."""
+        other.rows.current()
+        mine = np.flatnonzero(np.isin(self.index, other.index))
+        theirs = other.places(torch.from_numpy(self.index[mine]).to(other.place.device))
         for name in ("weight", "velocity"):
-            kept: Tensor = getattr(self.rows, name)
-            kept[places[known]] = getattr(earlier, name).to(kept.device)[known]
+            getattr(self.rows, name)[torch.from_numpy(mine)] = getattr(other.rows, name)[theirs]
 
 
 class Instance(InstanceTerm):
