@@ -37,12 +37,13 @@ ALLOWED: dict[str, set[str]] = {
     "methods": CORE,
     "engine": CORE | {"methods.recipe"},
     "evaluate": FITTED,
+    "lint": BASE | {"data"},
     "functional": CORE | {"evaluate"},
     "report": FITTED,
     "bundle": FITTED | {"report"},
     "provenance": set(),
     "options": set(),
-    "commands": FITTED | {"methods", "report", "bundle", "provenance", "reproduce"},
+    "commands": FITTED | {"methods", "report", "bundle", "provenance", "reproduce", "lint"},
     "reproduce": FITTED | {"methods", "report", "bundle", "provenance", "commands"},
 }
 """What each part of the package may import, beside itself: a name stands for the module and all below it."""

@@ -15,7 +15,7 @@ import pytest
 
 FROZEN = Path(__file__).with_name("public_surface.txt")
 
-COMMANDS = ("demo", "train", "evaluate", "predict", "index", "search", "sweep", "reproduce", "show")
+COMMANDS = ("demo", "train", "evaluate", "predict", "lint", "index", "search", "sweep", "reproduce", "show")
 METHODS = ("nested", "robust", "coins", "end-to-end", "flat-marginal")
 OPTION = re.compile(r"^[│|]?\s{0,4}((?:-{1,2}[a-z][\w.-]*|\s*,\s*|\{[^}]*\}|[A-Z\[\]{}|=….]+|\s)+)")
 """The column of names at the left of a line of help; what a description says about other options is not in it."""

@@ -7,6 +7,7 @@ H(Y_i | Y_{i−1}) < H(Y_i) for every i > 1. Entropies are those of the empirica
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -87,13 +88,21 @@ class Audit:
 
 def audit(taxonomy: Taxonomy, labels: Integers) -> Audit:
     """``labels``: int64 ``(n, levels)``, −1 where not labelled, as ``Taxonomy.audit`` has checked them."""
+    found = contradictions(taxonomy, labels)
+    rows = sorted({int(row) for contradiction in found for row in contradiction.rows})
+    findings = tuple(describe(taxonomy, contradiction) for contradiction in found)
+    return Audit(levels=audit_levels(taxonomy.levels, labels), breaking_rows=tuple(rows), findings=findings)
+
+
+def audit_levels(names: Sequence[str], labels: Integers) -> tuple[LevelAudit, ...]:
+    """The entropies of every level; ``labels``: int64 ``(n, levels)``, of any names, −1 where not labelled."""
     levels = []
-    for i, name in enumerate(taxonomy.levels):
+    for i, name in enumerate(names):
         here = labels[:, i]
         entropy, given_coarser, given_finer = _entropy(np.bincount(here[here >= 0])), None, None
         if i > 0:
             entropy, given_coarser = _entropies(here, labels[:, i - 1])
-        if i + 1 < len(taxonomy.levels):
+        if i + 1 < len(names):
             _, given_finer = _entropies(here, labels[:, i + 1])
         levels.append(
             LevelAudit(
@@ -104,10 +113,7 @@ def audit(taxonomy: Taxonomy, labels: Integers) -> Audit:
                 given_coarser=given_coarser,
             )
         )
-    found = contradictions(taxonomy, labels)
-    rows = sorted({int(row) for contradiction in found for row in contradiction.rows})
-    findings = tuple(describe(taxonomy, contradiction) for contradiction in found)
-    return Audit(levels=tuple(levels), breaking_rows=tuple(rows), findings=findings)
+    return tuple(levels)
 
 
 def contradictions(taxonomy: Taxonomy, labels: Integers) -> list[Contradiction]:

@@ -17,13 +17,14 @@ from tyro.conf import FlagCreatePairsOff, subcommand
 from nestling import __version__
 from nestling.arguments import join_sets, method_of, one_line
 from nestling.errors import NestlingError, UsageError, listed, unknown
-from nestling.options import Demo, Evaluate, Index, Predict, Reproduce, Search, Show, Sweep, Train
+from nestling.options import Demo, Evaluate, Index, Lint, Predict, Reproduce, Search, Show, Sweep, Train
 
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Predict, subcommand("predict")]
+    | Annotated[Lint, subcommand("lint")]
     | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Index, subcommand("index")]
     | Annotated[Search, subcommand("search")]
@@ -37,6 +38,7 @@ OPTIONS_OF = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "lint": Lint,
     "sweep": Sweep,
     "index": Index,
     "search": Search,
@@ -121,6 +123,10 @@ def execute(command: object) -> int:
             from nestling.commands.predict import predict
 
             return predict(command)
+        case Lint():
+            from nestling.commands.lint import lint_command
+
+            return lint_command(command)
         case Sweep():
             from nestling.commands.sweep import sweep
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -219,3 +219,28 @@ def reserve_file(path: Path | str, size: int) -> None:
         raise OSError(errno.ENOTSUP, "cannot reserve room on the disks of this system")
     with Path(path).open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
+
+
+def copy_tree(path: Path | str, copies: Iterable[tuple[str, Path]]) -> None:
+    """A new folder of copies, (name below it, file), that becomes ``path`` whole or not at all. Raises StorageError."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+        for name, source in copies:
+            target = temporary / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with source.open("rb") as given, target.open("wb") as file:
+                shutil.copyfileobj(given, file)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.chmod(0o777 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise storage_error("write", path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -51,8 +51,8 @@ class TrainingOptions(SourceOptions):
     source: SourceArgument = None
     """What to learn from."""
     method: str | None = None
-    """nested (the default), layerwise, robust, coins, end-to-end or flat-marginal; with --help it lists that method's
-    fields."""
+    """nested, layerwise, robust, coins, end-to-end or flat-marginal; with --help it lists that method's fields. train
+    chooses one from the labels where none is named."""
     config: str | None = None
     """A TOML file of fields; a run's recipe.toml serves as well."""
     set: Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE")] = ()
@@ -90,6 +90,8 @@ class Train(TrainingOptions):
     """Train end-to-end and flat + marginal too, choose every learning rate on validation rows, and compare."""
     memory: str | None = None
     """Bytes of tensors that training may take, such as 2GB: chooses how many layers train together (layerwise)."""
+    minutes: float | None = None
+    """Keep to so many minutes: a few steps are timed, and the epochs chosen by that."""
     out: str | None = None
     """The run folder; by default runs/<source>-<method>-<hash of the settings>."""
     dry_run: bool = False
@@ -144,6 +146,18 @@ class Predict:
     """Write a table there."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lint(SourceOptions):
+    """Say what is wrong with SOURCE before anything is trained on it, row by row, each with a mend."""
+
+    source: Positional[Annotated[str, arg(metavar="SOURCE")]]
+    """As for train."""
+    fix: Annotated[str | None, arg(metavar="OUT")] = None
+    """Write a mended copy there, a new file or folder; the source itself is never touched."""
+    json: str | None = None
+    """Write all findings there; - for stdout."""
 
 
 @dataclass(frozen=True, kw_only=True)

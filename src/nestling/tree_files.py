@@ -104,30 +104,37 @@ def check_content(content: object) -> Content:
     return list(levels), dict(classes), dict(parent)
 
 
-def parse_edges(text: str) -> list[Node]:
-    """The path of every node of a CSV ``parent,child``; level is depth. Raises DataError, naming lines."""
-    parent: dict[str, str] = {}
-    line_of: dict[str, int] = {}
+def read_edges(text: str) -> list[tuple[int, str, str]]:
+    """The edges of a CSV ``parent,child`` as (line, parent, child), the parent of a root empty. Raises DataError."""
+    edges: list[tuple[int, str, str]] = []
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for cells in reader:
             line = reader.line_num
             edge = [cell.strip() for cell in cells]
-            if not any(edge) or (not line_of and [cell.casefold() for cell in edge] == ["parent", "child"]):
+            if not any(edge) or (not edges and [cell.casefold() for cell in edge] == ["parent", "child"]):
                 continue
             if len(edge) != 2 or not edge[1]:
                 raise DataError(f"line {line}, {','.join(cells)!r:.80}, is no edge: write parent,child")
-            above, child = edge
-            if child in line_of and parent[child] != above:
-                one, two = (f"a child of {name!r}" if name else "a root" for name in (parent[child], above))
-                raise DataError(
-                    f"{child!r} has two parents: it is {one} on line {line_of[child]}, {two} on line {line}; "
-                    "delete one of these lines, or give the two classes different names"
-                )
-            parent[child] = above
-            line_of.setdefault(child, line)
+            edges.append((line, *edge))
     except csv.Error as error:
         raise DataError(f"line {reader.line_num} is no CSV ({error}): write parent,child") from None
+    return edges
+
+
+def parse_edges(text: str) -> list[Node]:
+    """The path of every node of a CSV ``parent,child``; level is depth. Raises DataError, naming lines."""
+    parent: dict[str, str] = {}
+    line_of: dict[str, int] = {}
+    for line, above, child in read_edges(text):
+        if child in line_of and parent[child] != above:
+            one, two = (f"a child of {name!r}" if name else "a root" for name in (parent[child], above))
+            raise DataError(
+                f"{child!r} has two parents: it is {one} on line {line_of[child]}, {two} on line {line}; "
+                "delete one of these lines, or give the two classes different names"
+            )
+        parent[child] = above
+        line_of.setdefault(child, line)
     for above in list(parent.values()):
         if above:
             parent.setdefault(above, "")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nestling.commands.choose import Choice
 from nestling.commands.notes import notes_of
 from nestling.commands.pipeline import Pipeline
 from nestling.commands.rivals import rivals
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from nestling.options import Train
 
 
-def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any], out: Path) -> None:
+def dry_run(
+    command: Train, options: Mapping[str, Any], fields: Mapping[str, Any], out: Path, chosen: Sequence[Choice] = ()
+) -> None:
     """Print plan and estimates. Raises what the training would raise before its first step; nothing is written."""
     with RunFolder(out, dry=True) as folder:
         pipeline = Pipeline(folder, options, fields, command.data_dir, command.device, command.workers)
@@ -33,8 +36,8 @@ def dry_run(command: Train, options: Mapping[str, Any], fields: Mapping[str, Any
     train, validation, test = pipeline.load_all()
     pipeline.within_memory(train, validation)
     stages = pipeline.check(train, validation)
-    for note in notes_of(train, validation, test):
-        say(note)
+    for line in (*(choice.line for choice in chosen), *notes_of(train, validation, test)):
+        say(line)
     runtime = Runtime.choose(command.device, pipeline.precision, folder.kept("precision"), command.workers)
     rows, held = cut_rows(train, validation, pipeline.seed)
     trainings = (

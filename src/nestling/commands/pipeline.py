@@ -5,6 +5,7 @@ Each step reads back what an earlier, interrupted call of the same command finis
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from nestling import collective
+from nestling.commands.choose import Choice, keep_to
 from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.notes import idle_lines, notes_of
 from nestling.commands.rivals import rivals
@@ -53,6 +55,7 @@ class Pipeline:
     ) -> None:
         self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
         self.workers, self.compile = workers, compile
+        self.deadline: float | None = None
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
         for line in idle_lines(self.recipe, fields):
             say(line)
@@ -67,8 +70,9 @@ class Pipeline:
         self.begun = folder.open(given, collective.broadcast_object)
         self.precision = precision
 
-    def run(self) -> None:
-        """Do what is left to do."""
+    def run(self, deadline: float | None = None, chosen: Sequence[Choice] = ()) -> None:
+        """Do what is left to do, the training before ``deadline``; ``chosen`` is what was chosen before."""
+        self.deadline = deadline
         if self.folder.finished:
             say(f"{self.folder.path} is finished: {program()} show {self.folder.path} prints it")
             return
@@ -76,6 +80,10 @@ class Pipeline:
         train, validation, test = self.load_all()
         self.within_memory(train, validation)
         stages = self.check(train, validation)
+        for choice in chosen:
+            say(choice.line)
+            self.folder.derive(*choice)
+        stages = self.within_minutes(train, validation, stages)
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
         notes = notes_of(train, validation, test)
@@ -173,6 +181,28 @@ class Pipeline:
         for name in FIELDS:
             self.folder.derive(name, getattr(self.recipe, name), f"for --memory {self.options['memory']}: {text}")
 
+    def within_minutes(
+        self, train: LabelledData, validation: LabelledData | None, stages: list[StagePlan]
+    ) -> list[StagePlan]:
+        """The stages, with ``--minutes`` of as many epochs as fit; a resume keeps what was chosen."""
+        if self.deadline is None:
+            return stages
+        found = self.folder.kept("epochs in time")
+        if found is None:
+            trainings = 1
+            if self.options.get("baselines"):
+                trainings = sum(map(len, rivals(self.recipe, self.rate_given, stages).values()))
+            recipe, text, reason = collective.broadcast_object(
+                keep_to(self, train, validation, stages, trainings, self.deadline)
+            )
+            found = json.dumps({"epochs": recipe.epochs, "steps_per_epoch": recipe.steps_per_epoch})
+            say(f"within the minutes: {text} ({reason})")
+            self.folder.derive("epochs in time", found, f"for --minutes: {text}; {reason}")
+        kept = json.loads(found)
+        epochs = tuple(kept["epochs"]) if isinstance(kept["epochs"], list) else kept["epochs"]
+        self.recipe = replace(self.recipe, epochs=epochs, steps_per_epoch=kept["steps_per_epoch"])
+        return self.check(train, validation)
+
     def build(self, train: LabelledData, recipe: Recipe) -> Model:
         """The recipe's network, fresh, or on the backbone of the run that ``--init`` names."""
         if not self.options.get("init"):
@@ -220,6 +250,7 @@ class Pipeline:
             backbone=self.backbone,
             workers=self.workers,
             compile=self.compile,
+            deadline=self.deadline,
         )
 
     def with_baselines(

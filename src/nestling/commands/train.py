@@ -7,7 +7,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from nestling.engine.runfolder import RunFolder
 from nestling.errors import UsageError
 
 if TYPE_CHECKING:
+    from nestling.commands.choose import Choice
     from nestling.options import Train, TrainingOptions
 
 OPTIONS: dict[str, Any] = {
@@ -38,26 +40,40 @@ OPTIONS: dict[str, Any] = {
 }
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
 FLAGS = {"qualify_names": False, "baselines": False}
+AUTO = "auto"
+"""The method is chosen from the labels."""
 MORE = ("baselines", "memory")
 """Those that ``train`` alone has."""
 
 
 def train(command: Train) -> int:
     """Run the command. Everything is checked before anything is written."""
-    options, fields = settings(command, {"baselines": command.baselines, "memory": command.memory})
+    began = time.monotonic()
+    options, fields = settings(command, {"baselines": command.baselines, "memory": command.memory}, AUTO)
+    deadline: float | None = None
+    chosen: Sequence[Choice] = ()
+    if command.minutes is not None or options["method"] == AUTO:
+        from nestling.commands.choose import choose, deadline_of
+
+        deadline = deadline_of(command.minutes, began)
+        if options["method"] == AUTO:
+            options, fields, chosen = choose(command, options, fields)
     out = Path(command.out or default_folder(options, fields))
     if command.dry_run:
         if speaks():
             from nestling.commands.dry_run import dry_run
 
-            dry_run(command, options, fields, out)
+            dry_run(command, options, fields, out, chosen)
         return 0
     with RunFolder(out, writer=speaks()) as folder:
         from nestling.commands.pipeline import Pipeline
         from nestling.engine.runtime import processes
 
         with processes(command.device):
-            Pipeline(folder, options, fields, command.data_dir, command.device, command.workers, command.compile).run()
+            pipeline = Pipeline(
+                folder, options, fields, command.data_dir, command.device, command.workers, command.compile
+            )
+            pipeline.run(deadline, chosen)
     answer(str(out))
     return 0
 
@@ -74,17 +90,19 @@ def default_folder(options: dict[str, Any], fields: dict[str, Any]) -> str:
     return f"runs/{name}-{options['method']}-{digest}"
 
 
-def settings(command: TrainingOptions, more: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings(
+    command: TrainingOptions, more: Mapping[str, Any] | None = None, method: str = "nested"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options and fields after defaults < --config < --set and options. Raises UsageError.
 
-    ``more``: what this command has beside the options of every training.
+    ``more``: what this command has beside the options of every training; ``method``: where none is given.
     """
     config = {} if command.config is None else read_config(command.config)
     if not isinstance(config, dict):
         raise UsageError(f"'given' in {command.config} must be a table of settings, got {config!r:.80}")
     # A demo's recipe says how many seeds it took; a training takes one.
     config.pop("seeds", None)
-    options: dict[str, Any] = {"method": "nested", "seed": 0, "known": {}, "backbone": "auto"}
+    options: dict[str, Any] = {"method": method, "seed": 0, "known": {}, "backbone": "auto"}
     for name, kind in OPTIONS.items():
         given = (more or {}).get(name) if name in MORE else getattr(command, name)
         if given is not None and given != FLAGS.get(name):
@@ -120,7 +138,7 @@ def read_mix(path: str, method: str) -> list[str]:
     """The CSV class,share as the recipe's field ``prior``, which stands in the run's settings. Raises UsageError."""
     from nestling.data.concepts import read_pairs
 
-    if method != "robust":
+    if method not in ("robust", AUTO):
         raise UsageError(f"--target-mix is the prior of the concepts' weights, which {method} has not: --method robust")
     return [f"{name}={share}" for name, share in read_pairs(path, "class", "share").items()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,6 +84,65 @@ class LabelledData:
         }
         for what, value in values.items():
             object.__setattr__(self, what, value)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        inputs: Any,
+        labels: Any,
+        *,
+        taxonomy: Taxonomy | None = None,
+        levels: Sequence[str] | None = None,
+        qualify_names: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        groups: Any = None,
+        name: str = "arrays",
+    ) -> LabelledData:
+        """Rows that are in memory.
+
+        Parameters
+        ----------
+        inputs: pictures as an array (n, h, w), (n, h, w, 1 or 3) or a tensor (n, 1 or 3, h, w), whole numbers in
+            0 … 255 or fractions in [0, 1]; or a list of such pictures, of PIL images, of paths; or n texts.
+        labels: rows of names, coarse to fine, or paths ``"a/b/c"``; or a mapping from level to n names; or whole
+            numbers (n,) or (n, levels), which are codes where ``taxonomy`` is given and names else. None, "", NaN
+            and -1 are not labelled.
+        taxonomy: the tree; by default the one that the labels span. ``levels`` names its levels.
+        groups: (n,) whole numbers; rows of one group never fall into different parts.
+
+        Raises ``DataError`` naming the row for what is no picture, no label, or contradicts the tree.
+        """
+        from nestling.data.arrays import from_arrays
+
+        return from_arrays(
+            inputs,
+            labels,
+            taxonomy=taxonomy,
+            levels=levels,
+            qualify_names=qualify_names,
+            image_size=image_size,
+            groups=groups,
+            name=name,
+        )
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        *,
+        taxonomy: Taxonomy | None = None,
+        levels: Sequence[str] | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        name: str = "dataset",
+    ) -> LabelledData:
+        """The rows of a data set of torch with a length, ``dataset[i] = (input, label)``, read once.
+
+        A label is a whole number (named by ``dataset.classes``, where it has them), a name, or several of either,
+        coarse to fine. Inputs and the rest as in ``from_arrays``. Raises ``UsageError`` and ``DataError``.
+        """
+        from nestling.data.arrays import from_dataset
+
+        return from_dataset(dataset, taxonomy=taxonomy, levels=levels, image_size=image_size, name=name)
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -66,3 +66,15 @@ def read_folder(root: Path) -> tuple[dict[str, Rows], tuple[str, ...]]:
         )
 
     return {split: rows(split) for split in starts if found[split]}, tuple(notes)
+
+
+def hollow_folders(root: Path) -> tuple[str, ...]:
+    """The class folders at or above no picture at all, as paths below ``root``; of one inside another the outer."""
+    full = {folder for path in walk_images(root) for folder in path.relative_to(root).parents}
+    found: list[Path] = []
+    for path in sorted(root.rglob("*")):
+        below = path.relative_to(root)
+        hidden = any(part.startswith((".", "__")) for part in below.parts)
+        if path.is_dir() and not hidden and below not in full and not any(above in below.parents for above in found):
+            found.append(below)
+    return tuple(map(str, found))

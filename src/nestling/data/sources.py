@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from nestling.data.concepts import LEVEL, with_concepts
 from nestling.data.dataset import LabelledData
@@ -68,18 +69,9 @@ def load_data(
         raise unknown("way to treat bad images", on_bad_image, ("error", "skip"))
     if channels not in (None, 1, 3):
         raise UsageError(f"channels must be 1 or 3; got {channels}")
-    found = resolve(source, data_dir, seed)
-    if concepts is not None:
-        if taxonomy is not None:
-            raise UsageError("concepts come from one file: from --concepts, or as a level of the --taxonomy")
-        found = with_concepts(found, concepts)
-        levels = levels if levels is None else (LEVEL, *((levels,) if isinstance(levels, str) else levels))
-    if isinstance(taxonomy, str | Path):
-        taxonomy = Taxonomy.load(taxonomy)
-    if levels is None and taxonomy is None:
-        levels = found.levels
-    taxonomy, codes, fitted = encode(found.splits, found.place, taxonomy, levels, qualify_names or found.qualify)
-    rows, labels, notes = _choose(found, codes, taxonomy, split, seed)
+    found, taxonomy, rows, labels, notes = _named(
+        source, split, data_dir, taxonomy, levels, qualify_names, seed, concepts
+    )
     if first is not None and first < len(rows):
         rows, labels = rows.select(np.arange(first)), labels[:first]
     items = rows.items
@@ -97,8 +89,60 @@ def load_data(
         items=tuple(items[row] for row in kept.tolist()),
         groups=None if groups is None else groups[kept],
         name=found.name,
-        notes=(*found.notes, *fitted, *_twice(found), *notes, *more),
+        notes=(*notes, *more),
     )
+
+
+def load_labels(
+    source: str | Path,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    taxonomy: Taxonomy | str | Path | None = None,
+    levels: Sequence[str] | None = None,
+    *,
+    qualify_names: bool = False,
+    seed: int = 0,
+    concepts: str | Path | None = None,
+) -> LabelledData:
+    """What ``load_data`` gives, with an empty pixel for every input: no picture is decoded. Raises as it does."""
+    found, taxonomy, rows, labels, notes = _named(
+        source, split, data_dir, taxonomy, levels, qualify_names, seed, concepts
+    )
+    return LabelledData(
+        inputs=torch.empty((len(rows), 1, 1, 1), dtype=torch.uint8),
+        labels=labels,
+        taxonomy=taxonomy,
+        items=tuple(rows.items),
+        groups=_group_codes(rows.groups),
+        name=found.name,
+        notes=notes,
+    )
+
+
+def _named(
+    source: str | Path,
+    split: str,
+    data_dir: str | Path | None,
+    taxonomy: Taxonomy | str | Path | None,
+    levels: Sequence[str] | None,
+    qualify_names: bool,
+    seed: int,
+    concepts: str | Path | None,
+) -> tuple[Source, Taxonomy, Rows, np.ndarray, tuple[str, ...]]:
+    """The source, its taxonomy, the rows of a split with their labels (n, levels), and what there is to say of them."""
+    found = resolve(source, data_dir, seed)
+    if concepts is not None:
+        if taxonomy is not None:
+            raise UsageError("concepts come from one file: from --concepts, or as a level of the --taxonomy")
+        found = with_concepts(found, concepts)
+        levels = levels if levels is None else (LEVEL, *((levels,) if isinstance(levels, str) else levels))
+    if isinstance(taxonomy, str | Path):
+        taxonomy = Taxonomy.load(taxonomy)
+    if levels is None and taxonomy is None:
+        levels = found.levels
+    taxonomy, codes, fitted = encode(found.splits, found.place, taxonomy, levels, qualify_names or found.qualify)
+    rows, labels, notes = _choose(found, codes, taxonomy, split, seed)
+    return found, taxonomy, rows, labels, (*found.notes, *fitted, *_twice(found), *notes)
 
 
 def available_splits(source: str | Path, data_dir: str | Path | None = None) -> tuple[str, ...]:

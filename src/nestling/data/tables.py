@@ -65,20 +65,23 @@ def read_table(
     name: str,
     rename: Mapping[str, str] | None = None,
     class_names: Mapping[str, Sequence[str]] | None = None,
+    ragged: dict[int, int] | None = None,
 ) -> Rows:
     """One table, or the shards of one, as ``Rows``; items are called ``<name> row 17``, counted from 0.
 
     ``rename``: from columns of the file to ours. ``class_names``: for (renamed) integer columns, the name of each code.
+    ``ragged``: where given, lines of a CSV with another number of cells than the header are cut or filled up, and
+    noted there: row -> cells.
     """
     if files[0].suffix.lower() == ".parquet":
         return read_parquet(files, name, rename or {}, class_names or {})
     if len(files) > 1:
         raise UsageError(f"{files[0].parent}: shards of tables must be Parquet")
-    return _read_csv(files[0], name)
+    return _read_csv(files[0], name, ragged)
 
 
-def _read_csv(path: Path, name: str) -> Rows:
-    header, lines = read_lines(path)
+def _read_csv(path: Path, name: str, ragged: dict[int, int] | None = None) -> Rows:
+    header, lines = read_lines(path, ragged)
     twice = [column for column, count in Counter(header).items() if count > 1]
     if twice:
         raise DataError(f"{path}: the column {twice[0]!r} stands in the header twice")
@@ -91,6 +94,10 @@ def _read_csv(path: Path, name: str) -> Rows:
     if not lines:
         raise DataError(f"{path}: the table has a header and no rows")
     cells = {column: [line[place] for line in lines] for place, column in enumerate(header)}
+    for row in ragged or ():
+        # A line that ends before its split would be refused for that.
+        if "split" in cells and not cells["split"][row].strip():
+            cells["split"][row] = "train"
     inputs: list[Raw] = [*cells[kind]]
     if kind == "path":
         inputs = [path.parent / value if value.strip() else None for value in cells[kind]]
@@ -106,8 +113,11 @@ def _read_csv(path: Path, name: str) -> Rows:
     )
 
 
-def read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header of a CSV or TSV, and its other lines, all as wide. Raises ``DataError`` and ``StorageError``."""
+def read_lines(path: Path, ragged: dict[int, int] | None = None) -> tuple[list[str], list[list[str]]]:
+    """The header of a CSV or TSV, and its other lines, all as wide. Raises ``DataError`` and ``StorageError``.
+
+    ``ragged``: as in ``read_table``.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_CSV_BYTES:
@@ -134,7 +144,10 @@ def read_lines(path: Path) -> tuple[list[str], list[list[str]]]:
                     continue
                 width = width or len(line)
                 if len(line) != width:
-                    raise DataError(f"{path}: line {reader.line_num} has {len(line)} cells, the header {width}")
+                    if ragged is None:
+                        raise DataError(f"{path}: line {reader.line_num} has {len(line)} cells, the header {width}")
+                    ragged[len(lines) - 1] = len(line)
+                    line = [*line, *[""] * width][:width]
                 lines.append(line)
     except csv.Error as error:
         raise DataError(f"{path}: no proper table: {error}") from error

@@ -87,6 +87,7 @@ def fit(
     compile: bool = False,
     verbose: bool = True,
     whole: bool = False,
+    deadline: float | None = None,
 ) -> Run:
     """Train ``recipe`` on ``data`` and return the calibrated model.
 
@@ -100,6 +101,7 @@ def fit(
     workers: processes that decode pictures ahead, where these do not fit into memory; by default one less than there
         are cores, at most 8. The result does not depend on it.
     compile: the network by ``torch.compile``, for training; predictions are made without.
+    deadline: a moment of ``time.monotonic()``: a stage that is still on its way ends with the epoch under way.
     whole: train on every row of ``data``: there are no calibration rows, and no validation rows but those given.
 
     Raises UsageError for settings that cannot be, DivergedError where a loss, gradient or metric is not finite,
@@ -126,6 +128,7 @@ def fit(
                 compile=compile,
                 verbose=verbose,
                 whole=whole,
+                deadline=deadline,
             )
     data, validation = encoded(data), None if validation is None else encoded(validation)
     given = 0 if validation is None else len(validation)
@@ -159,7 +162,7 @@ def fit(
     if model is None:
         with seeded(derive(seed, "weights")):
             model = build_model(data.taxonomy, shape, backbone, recipe.method, recipe.network())
-    engine = Engine(recipe, model, train, validation, out, seed, runtime, preprocessing, reporter)
+    engine = Engine(recipe, model, train, validation, out, seed, runtime, preprocessing, reporter, deadline)
     engine.decide("device", str(runtime.device), runtime.reasons["device"])
     engine.decide("precision", runtime.precision, runtime.reasons["precision"])
     engine.decide("workers", 0 if lazy is None else runtime.workers, why)
@@ -216,7 +219,9 @@ class Engine:
         runtime: Runtime,
         preprocessing: AnyPreprocessing,
         reporter: Reporter,
+        deadline: float | None = None,
     ) -> None:
+        self.deadline = deadline
         self.recipe, self.model, self.train, self.validation = recipe, model, train, validation
         self.seed, self.runtime, self.preprocessing, self.reporter = seed, runtime, preprocessing, reporter
         self.folder = folder

@@ -117,6 +117,9 @@ class StageRun(StageState):
             with torch.no_grad():
                 self.compare(self.judge)
         while state.epoch < stage.epochs and not (stage.patience and state.stale >= stage.patience):
+            if state.epoch and self.overdue():
+                self.engine.reporter.say(f"stage {stage.name} ends after {state.epoch} epochs: the time is over")
+                break
             set_modes(stage, self.engine.model, self.objective)
             while state.step < self.order.steps:
                 try:
@@ -137,6 +140,11 @@ class StageRun(StageState):
             due = time.monotonic() - self.saved_at > self.save_seconds / CHECKPOINT_SHARE
             if collective.broadcast_object(due):
                 self.save()
+
+    def overdue(self) -> bool:
+        """Whether the time for training is over, by the first process's clock."""
+        deadline = self.engine.deadline
+        return deadline is not None and collective.broadcast_object(time.monotonic() > deadline)
 
     def perturbed(self, perturb: Perturb, plain: StepModule, batch: Batch, progress: float) -> Batch:
         """The batch that a second pass is made on; the first leaves the state of model and objective as it is."""

@@ -1,0 +1,144 @@
+"""What ``nestling train`` chooses from the data: the method where none is named, and epochs that keep to a time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nestling.config import apply, load_toml
+from nestling.data.dataset import LabelledData
+from nestling.data.sources import load_labels
+from nestling.engine.estimate import estimate
+from nestling.engine.fit import cut_rows
+from nestling.engine.plan import StagePlan
+from nestling.engine.runtime import Runtime
+from nestling.errors import UsageError
+from nestling.methods import recipe_class
+from nestling.methods.choose import Seen, choose_epochs, choose_method, fields_with, within
+from nestling.methods.recipe import Recipe
+
+if TYPE_CHECKING:
+    from nestling.commands.pipeline import Pipeline
+    from nestling.options import Train
+
+TRAINING_SHARE = 0.8
+"""Of the minutes; the rest is for the figures of the test rows and the report."""
+
+
+class Choice(NamedTuple):
+    """Something that was chosen: name, value, and why."""
+
+    name: str
+    value: str
+    reason: str
+
+    @property
+    def line(self) -> str:
+        """As it is printed."""
+        return f"{self.name}: {self.value} ({self.reason})"
+
+
+def choose(
+    command: Train, options: Mapping[str, Any], fields: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], list[Choice]]:
+    """Options and fields with a method in them, and what was chosen. A run that was begun keeps its method."""
+    begun = _begun(command.out)
+    data = load_labels(
+        options["source"],
+        "train",
+        command.data_dir,
+        options.get("taxonomy"),
+        options.get("levels"),
+        qualify_names=options.get("qualify_names", False),
+        seed=options["seed"],
+        concepts=options.get("concepts"),
+    )
+    if options.get("known"):
+        data = data.keep(options["known"], options["seed"])
+    counts = (data.labels >= 0).sum(axis=0).tolist()
+    seen = Seen(
+        levels=data.taxonomy.levels,
+        known=counts,
+        memory=bool(options.get("memory")),
+        mix="prior" in fields,
+    )
+    method, more, reason = choose_method(seen)
+    if begun is not None:
+        method, more, reason = begun, more if begun == method else {}, f"as the run {command.out} was begun"
+    kind = recipe_class(method)
+    rows, _ = cut_rows(data, None, options["seed"])
+    epochs, why = choose_epochs(method, len(rows), len(seen.levels))
+    if epochs is not None:
+        more = {**more, "epochs": epochs}
+    chosen = [Choice("method", method, reason)]
+    fields = fields_with(fields, more)
+    recipe: Recipe = apply(kind(), fields)
+    if "epochs" in more and fields["epochs"] == more["epochs"]:
+        chosen.append(Choice("epochs", str(epochs), why))
+    if recipe.batch_size is None:
+        batch = recipe.batch_for(len(rows))
+        chosen.append(Choice("batch_size", str(batch), f"for {len(rows):,} training rows: a tenth, 32 to 256"))
+    return {**options, "method": method}, fields, chosen
+
+
+def _begun(out: str | None) -> str | None:
+    """The method of the run that stands in the folder already."""
+    path = Path(out or "", "recipe.toml")
+    if out is None or not path.is_file():
+        return None
+    method = load_toml(path).get("given", {}).get("method")
+    return method if isinstance(method, str) else None
+
+
+def deadline_of(minutes: float | None, began: float) -> float | None:
+    """The moment of ``time.monotonic()`` at which training has to end. Raises UsageError."""
+    if minutes is None:
+        return None
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise UsageError(f"--minutes must be above 0, got {minutes:g}")
+    return began + 60 * TRAINING_SHARE * minutes
+
+
+def keep_to(
+    pipeline: Pipeline,
+    train: LabelledData,
+    validation: LabelledData | None,
+    stages: Sequence[StagePlan],
+    trainings: int,
+    deadline: float,
+) -> tuple[Recipe, str, str]:
+    """The recipe with as many epochs as fit before ``deadline``, by a few steps of every stage; in words, and why.
+
+    ``trainings``: how many share the time.
+    """
+    recipe = pipeline.recipe
+    rows, held = cut_rows(train, validation, pipeline.seed)
+    runtime = Runtime.choose(pipeline.device, pipeline.precision, pipeline.folder.kept("precision"), pipeline.workers)
+    found = estimate(recipe, pipeline.build(train, recipe), rows, held, runtime, steps=2, folder=pipeline.folder.path)
+    left = max(deadline - time.monotonic(), 0.0) / trainings
+    wanted = [
+        (stage.epochs, max(stage.steps // max(stage.epochs, 1), 1), one.seconds)
+        for stage, one in zip(stages, found, strict=True)
+    ]
+    fixed = sum(seconds for (_, _, seconds), stage in zip(wanted, stages, strict=True) if not _follows(stage))
+    moving = [number for number, stage in enumerate(stages) if _follows(stage)]
+    epochs, steps = within([wanted[number] for number in moving], left - fixed)
+    total = sum(seconds for _, _, seconds in wanted)
+    reason = f"{total:.0f} s as wanted, {left:.0f} s left for it, measured by a few steps of each stage"
+    if steps is None and all(e == wanted[number][0] for e, number in zip(epochs, moving, strict=True)):
+        return recipe, "as wanted", reason
+    several = len(set(epochs)) > 1 and recipe.method == "nested"
+    changed = replace(
+        recipe, epochs=epochs if several else min(epochs), steps_per_epoch=steps or recipe.steps_per_epoch
+    )
+    text = f"{', '.join(map(str, epochs if several else [min(epochs)]))} epochs"
+    return changed, text + (f" of {steps} steps" if steps else ""), reason
+
+
+def _follows(stage: StagePlan) -> bool:
+    """Whether the recipe's ``epochs`` are this stage's."""
+    return stage.chosen and stage.name != "rejection"
