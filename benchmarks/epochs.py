@@ -11,10 +11,10 @@ from paired import in_turns
 from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Preprocessing
 from nestling.engine.features import Features
-from nestling.engine.fit import Engine, seeded
+from nestling.engine.fit import Engine
 from nestling.engine.keep import Progress
 from nestling.engine.log import Reporter
-from nestling.engine.runtime import Runtime
+from nestling.engine.runtime import Runtime, seeded
 from nestling.engine.stage import StageRun
 from nestling.methods import Layerwise
 from nestling.models.build import build_model

@@ -19,8 +19,8 @@ from paired import seconds
 
 from nestling.data.dataset import LabelledData
 from nestling.engine.checkpoint import Checkpoints
-from nestling.engine.fit import fit, seeded
-from nestling.engine.runtime import DTYPES, Runtime
+from nestling.engine.fit import fit
+from nestling.engine.runtime import DTYPES, Runtime, seeded
 from nestling.engine.stage import StageRun
 from nestling.methods import EndToEnd, Optimizer, Recipe, Stage
 from nestling.methods.recipe import Context

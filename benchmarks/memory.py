@@ -21,8 +21,8 @@ from loops import Size, made
 from networks import WAYS, Network
 
 from nestling.engine.estimate import estimate
-from nestling.engine.fit import fit, seeded
-from nestling.engine.runtime import Runtime
+from nestling.engine.fit import fit
+from nestling.engine.runtime import Runtime, seeded
 from nestling.models.build import build_model
 from nestling.models.model import Model
 

@@ -10,9 +10,9 @@ from loops import Size, made
 from paired import Row, in_turns
 
 from nestling.data.transforms import Preprocessing
-from nestling.engine.fit import Engine, seeded
+from nestling.engine.fit import Engine
 from nestling.engine.log import Reporter
-from nestling.engine.runtime import Runtime
+from nestling.engine.runtime import Runtime, seeded
 from nestling.engine.stage import StageRun
 from nestling.engine.step import StepModule, set_modes
 from nestling.methods import Robust

@@ -13,10 +13,10 @@ from nestling.commands.rivals import rivals
 from nestling.commands.train import answer, say
 from nestling.commands.words import aligned, duration, size
 from nestling.engine.estimate import STEPS, Estimate, estimate
-from nestling.engine.fit import cut_rows, seeded
+from nestling.engine.fit import cut_rows
 from nestling.engine.plan import StagePlan
 from nestling.engine.runfolder import RunFolder
-from nestling.engine.runtime import Runtime
+from nestling.engine.runtime import Runtime, seeded
 from nestling.seeds import derive
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.sources import has_split, load_data
 from nestling.data.text import holds_texts, input_shape
-from nestling.engine.fit import Run, cut_rows, fit, seeded
+from nestling.engine.fit import Run, cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import RunFolder
-from nestling.engine.runtime import Runtime
+from nestling.engine.runtime import Runtime, seeded
 from nestling.errors import DivergedError, UsageError
 from nestling.evaluate.concepts import rows_of_concepts
 from nestling.methods import recipe_class

@@ -16,9 +16,9 @@ from nestling.data.images import LazyImages
 from nestling.data.transforms import Preprocessing
 from nestling.engine.count import Saved, allocated, tensors_of
 from nestling.engine.features import Features
-from nestling.engine.fit import Engine, seeded
+from nestling.engine.fit import Engine
 from nestling.engine.log import Reporter
-from nestling.engine.runtime import Runtime
+from nestling.engine.runtime import Runtime, seeded
 from nestling.engine.sample import Maps, sample_maps
 from nestling.engine.stage import StageRun
 from nestling.engine.step import StepModule, own, set_modes

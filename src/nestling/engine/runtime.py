@@ -163,11 +163,3 @@ def auto_precision(device: str) -> tuple[str, str]:
         if device == "cpu"
         else "the safe choice on this device",
     )
-
-
-@contextmanager
-def seeded(seed: int):
-    """Inside the block torch's global generator starts from ``seed``; the caller's state comes back afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.default_generator.manual_seed(seed)
-        yield

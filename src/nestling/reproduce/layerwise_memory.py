@@ -11,8 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from nestling.engine.estimate import estimate
-from nestling.engine.fit import seeded
-from nestling.engine.runtime import Runtime
+from nestling.engine.runtime import Runtime, seeded
 from nestling.methods.layerwise import Layerwise
 from nestling.models.build import build_model
 from nestling.reproduce.layerwise import on_cifar, rows_of, trial, twin

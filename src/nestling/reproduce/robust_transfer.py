@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from nestling.config import to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
-from nestling.engine.fit import fit, seeded
+from nestling.engine.fit import fit
+from nestling.engine.runtime import seeded
 from nestling.evaluate.transfer import COSTS, svm_transfer
 from nestling.methods.recipe import Context, Optimizer, Stage
 from nestling.methods.robust import Robust
