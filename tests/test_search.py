@@ -271,7 +271,7 @@ def test_an_index_of_a_made_set_is_of_the_runs_own_rows(tmp_path: Path) -> None:
     train = load_data("digit-pairs", seed=3)
     model = build_model(train.taxonomy, train.image_shape, "conv:4/8", "coins")
     preprocessing = Preprocessing(*train.image_shape, mean=(0.5,), std=(0.25,))
-    save_bundle(run, model, preprocessing, about={"source": "digit-pairs", "seed": 3})
+    save_bundle(run, model, preprocessing, source="digit-pairs", seed=3)
     succeed("index", run, "digit-pairs", "--device", "cpu", "--out", out)
     found = Index.read(out)
     for seed in (3, 0):
