@@ -28,6 +28,7 @@ from nestling.report import (
 )
 from nestling.report.content import plain, shorten
 from nestling.report.examples import png_uri
+from nestling.report.robustness import strengths
 from nestling.taxonomy import Taxonomy
 
 EVIL = "<script>alert('$x_1$')</script>\u202e\"&|`\x07"
@@ -387,3 +388,17 @@ def test_no_figure_without_its_data():
     empty = Content(title="t", source="s", metrics={})
     makers = (comparison.forest, comparison.distortions, calibration.reliability, curves.training, icicle.icicle)
     assert [make_figure(empty) for make_figure in makers] == [None] * 5
+
+
+def test_several_strengths_are_a_curve(digits):
+    content = make(digits)
+    before = len(Page(render(content)).images("svg+xml"))
+    one = dict(content.metrics["distortions"])["turbulence:1,0.5"]
+    metrics = {**content.metrics, "distortions": {"turbulence:1,0.5": one, "turbulence:1,1": one, "mirror": one}}
+    drawn = render(dataclasses.replace(content, metrics=metrics))
+    assert "as the distortion becomes stronger" in drawn
+    assert len(Page(drawn).images("svg+xml")) == before + 1
+    assert strengths(["clean", "mirror", "blur:2", "turbulence:2,0.5", "turbulence:2,1", "half:top"]) == {
+        "blur:·": {"blur:2": 2.0},
+        "turbulence:2,·": {"turbulence:2,0.5": 0.5, "turbulence:2,1": 1.0},
+    }

@@ -16,6 +16,7 @@ import nestling.reproduce.campaign as campaigns
 from nestling.config import apply, read_config
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
+from nestling.data.text import TextEncoding
 from nestling.engine.fit import fit
 from nestling.errors import DataError
 from nestling.methods.baselines import EndToEnd
@@ -269,6 +270,9 @@ def test_a_table_speaks_of_rows_that_it_has(name: str) -> None:
             if "network" in t.options
             for plan in ("layerwise", "end-to-end", "checkpointing")
         }
+        rows |= {row for t in trials for row in t.options.get("also", ())}
+        columns = {c for claim in table.claims for _, c in (claim.more, claim.less)}
+        rows |= {cell.row for cell in table.derived([Cell(row, c, 0.0, (0.0, 1.0)) for row in rows for c in columns])}
         named = [table.floor.row, *(row for c in table.claims for row, _ in (c.more, c.less))]
         assert {*named, *(row for row, _ in table.printed)} <= rows
         campaign = Campaign(table=table, scale=scale, seeds=[0], folder=Path(), trainings=Path())
@@ -386,16 +390,30 @@ CLASSES = {
     "mnist": 10,
     "fashion_mnist": 10,
     "grocery": 81,
+    "plantvillage": 15,
+    "dbpedia": 219,
+    "newsgroups20": 20,
 }
+TEXTS = ("dbpedia", "newsgroups20")
 PAPER = [(name, t) for name, table in TABLES.items() for t in table.trials("paper")]
 MOST = 4 << 30
 
 
-def pictures(source: str, count: int = 20) -> LabelledData:
-    """Noise of the shape of a set."""
-    taxonomy = Taxonomy.from_paths([(f"group {code % 5}", f"class {code}") for code in range(CLASSES[source])])
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
-    labels = taxonomy.encode([(f"group {row % 5}", f"class {row % CLASSES[source]}") for row in range(count)])
+def pictures(made: Trial, count: int = 40) -> LabelledData:
+    """Noise of the shape of a set, labelled as far as the trial's rows are."""
+    source, known = made.rows.source, made.rows.known or (0, 1)
+    names = [(f"group {code % 5}", f"class {code}") for code in range(CLASSES[source])]
+    if len(known) == 3:
+        names = [(f"kind {code % 5 % 2}", *name) for code, name in enumerate(names)]
+    taxonomy = Taxonomy.from_paths(names)
+    generator = np.random.default_rng(0)
+    images = torch.from_numpy(generator.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8))
+    if source in TEXTS:
+        images = TextEncoding().encode([f"word{row} another{row % 7}" for row in range(count)])
+    labels = taxonomy.encode([names[row % CLASSES[source]] for row in range(count)])
+    ends = [level for level, rows in enumerate(known) if rows and (level + 1 == len(known) or not made.rows.fine_only)]
+    for row in range(count):
+        labels[row, ends[row % len(ends)] + 1 :] = -1
     return LabelledData(inputs=images, labels=labels, index=np.arange(count), taxonomy=taxonomy, name=source)
 
 
@@ -406,14 +424,19 @@ def backbone_of(made: Trial) -> str:
 @pytest.mark.parametrize(("name", "made"), PAPER, ids=[f"{name}: {t.row}" for name, t in PAPER])
 def test_the_papers_recipes_fit_their_networks(name: str, made: Trial) -> None:
     """Every stage's forward pass, on the meta device."""
-    data = pictures(made.rows.source)
+    data = pictures(made)
     with torch.device("meta"):
         model = build_model(
             data.taxonomy, data.image_shape, backbone_of(made), made.recipe.method, made.recipe.network()
         )
         for stage in made.recipe.stages(model, data):
-            outputs = model(torch.empty((2, *data.image_shape)), until=stage.until)
-            if stage.until is not None:
+            outputs = model(
+                torch.empty((2, *data.image_shape), dtype=torch.int32 if made.rows.source in TEXTS else None),
+                until=stage.until,
+            )
+            if stage.until in data.taxonomy.levels:
+                assert outputs.logits[stage.until].shape == (2, len(data.taxonomy.classes[stage.until]))
+            elif stage.until is not None:
                 assert outputs.logits[stage.until].shape == (2, CLASSES[made.rows.source])
             if stage.assume is not None:
                 stage.assume(model)
@@ -422,7 +445,7 @@ def test_the_papers_recipes_fit_their_networks(name: str, made: Trial) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "made"), PAPER, ids=[f"{name}: {t.row}" for name, t in PAPER])
 def test_the_papers_recipes_take_a_step(name: str, made: Trial) -> None:
-    data = pictures(made.rows.source)
+    data = pictures(made)
     recipe = made.recipe
     with torch.device("meta"):
         model = build_model(data.taxonomy, data.image_shape, backbone_of(made), recipe.method, recipe.network())

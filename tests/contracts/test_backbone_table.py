@@ -10,13 +10,15 @@ from discover import classes_of
 from torch import nn
 
 import fake_timm
+from nestling.data.text import BUCKETS
 from nestling.errors import UsageError
 from nestling.models.backbones import Backbone, ConvBackbone, build_backbone
 from nestling.models.convnet import Block
 from nestling.models.resnet import RESNETS, BasicBlock, ResNet
+from nestling.models.text import SideBySide, TextBackbone
 from nestling.models.timm_backbones import TimmBackbone
 
-BLOCKS = {BasicBlock, Block}
+BLOCKS = {BasicBlock, Block, SideBySide}
 """Parts of backbones, which return one tensor."""
 
 
@@ -38,6 +40,13 @@ TABLE = [
         (2, 12, 9),
         ((5, 12, 9), (6, 6, 4), (8, 3, 2)),
         ("conv:4-5/6/7-8", (2, 12, 3), "batch", "at least 4 pixels a side, got 12x3"),
+    ),
+    Row(
+        "text:6/7",
+        TextBackbone,
+        (2, 1, 9),
+        ((6, 1, 9), (7, 1, 5)),
+        ("text:6/7", (3, 16, 16), "batch", "takes texts, and the inputs are pictures"),
     ),
     Row("conv:6", ConvBackbone, (1, 1, 1), ((6, 1, 1),), ("conv:0", (1, 8, 8), "batch", "cannot read the backbone")),
     *(
@@ -67,9 +76,19 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_backbone_has_a_row() -> None:
     modules = {kind for kind in classes_of("models") if issubclass(kind, nn.Module)}
-    backbones = {kind for kind in modules if kind.__module__.endswith(("backbones", "resnet", "convnet"))} - BLOCKS
+    backbones = {
+        kind for kind in modules if kind.__module__.endswith(("backbones", "resnet", "convnet", "models.text"))
+    } - BLOCKS
     assert backbones == {row.kind for row in TABLE}
     assert {row.name.removesuffix("-4") for row in TABLE if row.kind is ResNet} == set(RESNETS)
+
+
+def inputs_for(row: Row, count: int) -> torch.Tensor:
+    """Noise as the backbone takes it."""
+    generator = torch.Generator().manual_seed(0)
+    if row.kind is TextBackbone:
+        return torch.randint(1, BUCKETS - 1, (count, *row.shape), generator=generator, dtype=torch.int32)
+    return torch.randn(count, *row.shape, generator=generator)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
@@ -79,7 +98,7 @@ def test_backbones(row: Row) -> None:
         backbone = build_backbone(row.name, row.shape)
     assert type(backbone) is row.kind and isinstance(backbone, Backbone)
     assert backbone.channels == tuple(channels for channels, _, _ in row.maps)
-    images = torch.randn(3, *row.shape, generator=torch.Generator().manual_seed(0))
+    images = inputs_for(row, 3)
     backbone.eval()
     with torch.no_grad():
         maps = backbone(images)
@@ -95,7 +114,7 @@ def test_backbones(row: Row) -> None:
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_every_weight_of_a_backbone_is_used(row: Row) -> None:
     backbone = build_backbone(row.name, row.shape).train()
-    sum(m.square().sum() for m in backbone(torch.randn(4, *row.shape))).backward()  # type: ignore[union-attr]
+    sum(m.square().sum() for m in backbone(inputs_for(row, 4))).backward()  # type: ignore[union-attr]
     assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
 
 

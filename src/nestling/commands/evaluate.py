@@ -92,8 +92,8 @@ def evaluate(command: Evaluate) -> int:
         write_json(command.json, metrics)
     print(f"{method} on {source}, {command.split}: {len(data)} rows", file=sys.stdout)
     conditions: dict[str, dict[str, Any]] = {**metrics["distortions"], **attacked}
-    named = {"clean": metrics, **conditions} if conditions else {"": metrics}
-    print("\n".join(score_lines({name: found["levels"] for name, found in named.items()})))
+    scores: dict[str, Any] = {name: found["levels"] for name, found in conditions.items()}
+    print("\n".join(score_lines({"clean" if scores else "": metrics["levels"], **scores})))
     for line in (*attack_lines(attacked), *concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
         print(line)
     return 0

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ import torch
 from nestling.bundle import from_pretrained
 from nestling.commands.show import require_model
 from nestling.data.images import find_images, read_images
-from nestling.errors import UsageError
+from nestling.data.text import TextEncoding, find_texts, read_text
+from nestling.errors import DataError, UsageError
 from nestling.evaluate.decide import CONFIDENT
+from nestling.evaluate.predictor import Predictor
 from nestling.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -32,6 +35,10 @@ def predict(command: Predict) -> int:
     require_model(Path(command.run))
     predictor = from_pretrained(command.run, command.device)
     preprocessing = predictor.preprocessing
+    if isinstance(preprocessing, TextEncoding):
+        results = of_texts(predictor, command.files)
+        write(command, results)
+        return 3 if any("error" in result for result in results) else 0
     paths = [path for name in command.files for path in find_images(name)]
     results: list[dict[str, Any]] = []
     good: list[np.ndarray] = []
@@ -50,6 +57,18 @@ def predict(command: Predict) -> int:
             results[place] |= {key: value for key, value in answer.items() if key != "input"}
     write(command, results)
     return 3 if len(good) < len(results) else 0
+
+
+def of_texts(predictor: Predictor, files: Sequence[str]) -> list[dict[str, Any]]:
+    """The results for text files, one text each; of a folder, for every *.txt in it."""
+    results: list[dict[str, Any]] = []
+    for path in (path for name in files for path in find_texts(name)):
+        try:
+            answer = predictor.predict([read_text(path)])[0]
+        except DataError as error:
+            answer = {"error": printable(str(error))}
+        results.append({**answer, "input": printable(str(path))})
+    return results
 
 
 def printable(name: str) -> str:

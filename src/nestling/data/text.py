@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ BUCKETS = 2**15
 LENGTH = 256
 """Words that are read of a text."""
 LONGEST = 4096
+LARGEST = 64 << 20
+"""Bytes of a text file."""
 CHARACTERS = 64
 """So many are read for each of the words, at most: of a text of a megabyte no more than of a page."""
 
@@ -139,3 +142,26 @@ def hashed(token: str) -> int:
     from sklearn.utils import murmurhash3_32
 
     return int(murmurhash3_32(token, positive=True))
+
+
+def find_texts(path: str | Path) -> list[Path]:
+    """A file as it is; of a folder every *.txt below it, sorted. Raises DataError for a folder without any."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    found = sorted(one for one in path.rglob("*.txt") if one.is_file() and not one.name.startswith("."))
+    if not found:
+        raise DataError(f"{path}: the folder holds no texts (expected files *.txt, and the model reads texts)")
+    return found
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file. Raises DataError where it cannot be read, is none or is too large."""
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise DataError(f"{path}: a text of {size:,} bytes, more than {LARGEST:,}")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a text in UTF-8: {error}") from error

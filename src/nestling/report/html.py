@@ -25,11 +25,12 @@ def _shown(value: object) -> object:
 def _figures(content: Content) -> dict[str, str]:
     """Name -> data URI of every figure that the content has data for."""
     # Matplotlib costs half a second of import, which the model card, in this package too, need not pay.
-    from nestling.report import calibration, comparison, concepts, curves, icicle, plots
+    from nestling.report import calibration, comparison, concepts, curves, icicle, plots, robustness
 
     makers: dict[str, Callable] = {
         "forest": comparison.forest,
         "distortions": comparison.distortions,
+        "robustness": robustness.robustness,
         "reliability": calibration.reliability,
         "training": curves.training,
         "concepts": concepts.concepts,

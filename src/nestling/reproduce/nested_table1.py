@@ -40,11 +40,11 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
             augmentation="crop-mirror",
         ),
         Setting(
-            source="plantvillage", num_rows=None, known=(4_500, 4_500, 9_000), network=CONV, epochs=(6, 6, 12),
+            source="plantvillage", num_rows=None, known=(1_730, 1_730, 3_460), network=CONV, epochs=(12, 12, 16),
             test=None, image_size=32, augmentation="crop-mirror",
         ),
         Setting(
-            source="dbpedia", num_rows=None, known=(50_000, 50_000, 50_000), network=WORDS, epochs=(8, 8, 16), test=None
+            source="dbpedia", num_rows=None, known=(1_331, 1_331, 1_331), network=WORDS, epochs=(8, 8, 16), test=None
         ),
         Setting(
             source="newsgroups20", num_rows=None, known=(5_657, 5_657), network=WORDS, epochs=(4, 8), test=None
