@@ -83,7 +83,7 @@ def evaluate(command: Evaluate) -> int:
         for spec in command.attack
         for found in [under_attack(bundle.model, bundle.preprocessing, data, runtime, spec, command.attack_level)]
     }
-    measured = measurement.metrics | ({"attacks": attacked} if attacked else {})
+    measured: dict[str, Any] = measurement.metrics | ({"attacks": attacked} if attacked else {})
     metrics = measured | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
     if command.json == "-":
         print(json.dumps(metrics, indent=1, allow_nan=False))
