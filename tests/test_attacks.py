@@ -333,7 +333,7 @@ def test_the_strength_at_an_error() -> None:
 @pytest.mark.parametrize(
     ("spec", "part"),
     [
-        ("fgms:0.1", "unknown attack fgms:0.1: expected one of 'fgsm:EPS'"),
+        ("fgms:0.1", "unknown attack fgms: expected one of 'fgsm', 'deepfool', 'saliency'. Did you mean 'fgsm'?"),
         ("", "unknown attack"),
         *((spec, f"impossible attack '{spec}'") for spec in (
             "fgsm", "fgsm:", "fgsm:1.1", "fgsm:-0.1", "fgsm:nan", "fgsm:x", "deepfool:0", "deepfool:1.5", "deepfool:",

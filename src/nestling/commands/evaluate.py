@@ -83,7 +83,7 @@ def evaluate(command: Evaluate) -> int:
         for spec in command.attack
         for found in [under_attack(bundle.model, bundle.preprocessing, data, runtime, spec, command.attack_level)]
     }
-    measured = measurement.metrics | ({"attacks": attacked} if attacked else {})
+    measured: dict[str, Any] = measurement.metrics | ({"attacks": attacked} if attacked else {})
     metrics = measured | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
     if command.json == "-":
         print(json.dumps(metrics, indent=1, allow_nan=False))
@@ -92,8 +92,8 @@ def evaluate(command: Evaluate) -> int:
         write_json(command.json, metrics)
     print(f"{method} on {source}, {command.split}: {len(data)} rows", file=sys.stdout)
     conditions: dict[str, dict[str, Any]] = {**metrics["distortions"], **attacked}
-    named = {"clean": metrics, **conditions} if conditions else {"": metrics}
-    print("\n".join(score_lines({name: found["levels"] for name, found in named.items()})))
+    scores: dict[str, Any] = {name: found["levels"] for name, found in conditions.items()}
+    print("\n".join(score_lines({"clean" if scores else "": metrics["levels"], **scores})))
     for line in (*attack_lines(attacked), *concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
         print(line)
     return 0

@@ -50,7 +50,7 @@ def parse_attack(spec: str) -> Attack:
     """``"fgsm:0.1"`` to an ``Attack``; ``UsageError`` on an unknown name and on impossible values."""
     name, colon, text = spec.strip().partition(":")
     if name not in KINDS:
-        raise unknown("attack", spec, [kind.usage for kind in KINDS.values()])
+        raise unknown("attack", name, KINDS)
     kind = KINDS[name]
     try:
         return Attack(spec.strip(), kind.measure, kind.make(text.strip() if colon else None))
