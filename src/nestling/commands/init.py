@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from nestling.bundle import load_bundle
+from nestling.commands.weights import load_weights
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
 from nestling.methods.recipe import Recipe
@@ -41,4 +45,17 @@ def start_from(run: str, train: LabelledData, backbone: str, recipe: Recipe) -> 
         with torch.no_grad():
             for key, tensor in mine.items():
                 tensor.copy_(theirs[key])
+    return model
+
+
+def begin(options: Mapping[str, Any], train: LabelledData, backbone: str, recipe: Recipe) -> Model:
+    """The recipe's network for ``train``: fresh, or with the weights that ``--init`` or ``--weights`` gives."""
+    run, file = options.get("init"), options.get("weights")
+    if run and file:
+        raise UsageError("--init and --weights both give the backbone's weights: leave one of them out")
+    if run:
+        return start_from(run, train, backbone, recipe)
+    model = build_model(train.taxonomy, train.image_shape, backbone, recipe.method, recipe.network())
+    if file:
+        load_weights(file, model)
     return model
