@@ -31,6 +31,7 @@ def test_level_metrics_by_hand() -> None:
         "overconfidence": 0.7 - 1 / 3,
         "ece": 1.7 / 3,
         "tree_distance": 4.0,
+        "macro_accuracy": 0.25,  # half of class 0, none of class 1
     }
     assert metrics == {"name": "fine", "n": 3} | {key: pytest.approx(value) for key, value in numbers.items()}
     assert json.loads(json.dumps(metrics)) == metrics

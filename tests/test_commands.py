@@ -27,7 +27,7 @@ from nestling.evaluate.predictor import Predictor
 from nestling.methods import Nested, Recipe
 from running import FOUR, QUICK, Done, everything, nestling, picture, pixels, refuse, succeed, table, tree
 
-LEVEL = {"name", "accuracy", "confidence", "overconfidence", "ece", "tree_distance", "n"}
+LEVEL = {"name", "accuracy", "macro_accuracy", "confidence", "overconfidence", "ece", "tree_distance", "n"}
 FILES = ["metrics.json", "metrics.jsonl", "model", "recipe.toml", "report.html"]
 
 

@@ -16,7 +16,7 @@ from tyro.conf import FlagCreatePairsOff, subcommand
 
 from nestling import __version__
 from nestling.arguments import join_sets, method_of, one_line
-from nestling.errors import NestlingError, UsageError, listed, unknown
+from nestling.errors import NestlingError, UsageError, listed, out_of_memory, unknown
 from nestling.options import Demo, Evaluate, Index, Lint, Predict, Reproduce, Search, Show, Sweep, Train
 
 Command = (
@@ -74,11 +74,6 @@ def complain(text: str, code: int) -> int:
     """One line on stderr, whatever it is made of; returns ``code``."""
     print(f"nestling: {' '.join(text.split())}", file=sys.stderr)
     return code
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: NumPy says so by MemoryError, torch by a RuntimeError."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
 
 
 def parse(arguments: list[str]) -> object:

@@ -86,3 +86,8 @@ def unknown(
 def missing_extra(package: str, extra: str, need: str) -> MissingExtraError:
     """The error for an optional package that is not installed."""
     return MissingExtraError(f"{need} needs the package {package!r}: install it with pip install 'nestling[{extra}]'")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: NumPy says so by MemoryError, torch by a RuntimeError."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)

@@ -63,6 +63,8 @@ class TrainingOptions(SourceOptions):
     """Pixels a side; by default from the data."""
     init: str | None = None
     """A trained run or bundle, whose backbone the training starts from: fine-tuning."""
+    weights: str | None = None
+    """A safetensors file that the backbone starts from, such as timm's of the same name."""
     concepts: str | None = None
     """A CSV class,concept: the concepts become the coarsest level, named concept."""
     target_mix: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nestling import collective
+from nestling.commands.train import say
 from nestling.config import apply, load_toml
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_labels
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 
 TRAINING_SHARE = 0.8
 """Of the minutes; the rest is for the figures of the test rows and the report."""
+
+
+IN_TIME = "epochs in time"
+"""Among what a run has derived."""
 
 
 class Choice(NamedTuple):
@@ -110,11 +117,34 @@ def keep_to(
     stages: Sequence[StagePlan],
     trainings: int,
     deadline: float,
-) -> tuple[Recipe, str, str]:
-    """The recipe with as many epochs as fit before ``deadline``, by a few steps of every stage; in words, and why.
+) -> Recipe:
+    """The recipe with as many epochs as fit before ``deadline``; said, and kept for a resume.
 
     ``trainings``: how many share the time.
     """
+    folder = pipeline.folder
+    found = folder.kept(IN_TIME)
+    if found is None:
+        recipe, text, reason = collective.broadcast_object(
+            fitted(pipeline, train, validation, stages, trainings, deadline)
+        )
+        found = json.dumps({"epochs": recipe.epochs, "steps_per_epoch": recipe.steps_per_epoch})
+        say(f"within the minutes: {text} ({reason})")
+        folder.derive(IN_TIME, found, f"for --minutes: {text}; {reason}")
+    kept = json.loads(found)
+    epochs = tuple(kept["epochs"]) if isinstance(kept["epochs"], list) else kept["epochs"]
+    return replace(pipeline.recipe, epochs=epochs, steps_per_epoch=kept["steps_per_epoch"])
+
+
+def fitted(
+    pipeline: Pipeline,
+    train: LabelledData,
+    validation: LabelledData | None,
+    stages: Sequence[StagePlan],
+    trainings: int,
+    deadline: float,
+) -> tuple[Recipe, str, str]:
+    """The recipe, its epochs in words, and why: a few steps of every stage are timed."""
     recipe = pipeline.recipe
     rows, held = cut_rows(train, validation, pipeline.seed)
     runtime = Runtime.choose(pipeline.device, pipeline.precision, pipeline.folder.kept("precision"), pipeline.workers)

@@ -13,7 +13,7 @@ import torch
 from nestling.bundle import load_bundle
 from nestling.commands.show import require_model
 from nestling.commands.train import say
-from nestling.commands.words import attack_lines, concept_lines, retrieval_lines, score_lines
+from nestling.commands.words import attack_lines, concept_lines, hierarchical_lines, retrieval_lines, score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.sources import load_data
 from nestling.data.tables import split_name
@@ -94,7 +94,12 @@ def evaluate(command: Evaluate) -> int:
     conditions: dict[str, dict[str, Any]] = {**metrics["distortions"], **attacked}
     scores: dict[str, Any] = {name: found["levels"] for name, found in conditions.items()}
     print("\n".join(score_lines({"clean" if scores else "": metrics["levels"], **scores})))
-    for line in (*attack_lines(attacked), *concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
+    for line in (
+        *attack_lines(attacked),
+        *hierarchical_lines(metrics),
+        *concept_lines(metrics),
+        *retrieval_lines(metrics.get("retrieval", {})),
+    ):
         print(line)
     return 0
 

@@ -6,11 +6,15 @@ training rows are added later.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nestling.bundle import load_bundle
 from nestling.commands.train import say
+from nestling.commands.weights import load_weights
 from nestling.data.dataset import LabelledData
+from nestling.data.text import input_shape
 from nestling.engine.checkpoint import Checkpoints, pick
 from nestling.errors import UsageError
 from nestling.methods.recipe import Recipe
@@ -35,7 +39,7 @@ def start_from(run: str, train: LabelledData, backbone: str, recipe: Recipe) -> 
     name = given.config["backbone"]
     if backbone not in ("auto", name):
         raise UsageError(f"{run} has the backbone {name!r}, not {backbone!r}: leave --backbone out")
-    model = build_model(train.taxonomy, train.image_shape, name, recipe.method, recipe.network())
+    model = build_model(train.taxonomy, input_shape(train), name, recipe.method, recipe.network())
     if not isinstance(model, NestedModel | SearchModel):
         raise UsageError(f"--init gives a backbone of stages, which {recipe.method} has not: take another method")
     mine, theirs = model.backbone.state_dict(), given.backbone.state_dict()
@@ -52,6 +56,19 @@ def start_from(run: str, train: LabelledData, backbone: str, recipe: Recipe) -> 
                 tensor.copy_(theirs[key])
         if isinstance(given, SearchModel) and isinstance(model, SearchModel):
             go_on(run, given, model)
+    return model
+
+
+def begin(options: Mapping[str, Any], train: LabelledData, backbone: str, recipe: Recipe) -> Model:
+    """The recipe's network for ``train``: fresh, or with the weights that ``--init`` or ``--weights`` gives."""
+    run, file = options.get("init"), options.get("weights")
+    if run and file:
+        raise UsageError("--init and --weights both give the backbone's weights: leave one of them out")
+    if run:
+        return start_from(run, train, backbone, recipe)
+    model = build_model(train.taxonomy, input_shape(train), backbone, recipe.method, recipe.network())
+    if file:
+        load_weights(file, model)
     return model
 
 

@@ -13,6 +13,9 @@ from nestling.engine.runfolder import flat
 from nestling.errors import listed
 from nestling.methods.recipe import Recipe
 
+UNEVEN = 10
+"""Times as many rows in the largest class as in the smallest."""
+
 
 def scarce(train: LabelledData) -> list[str]:
     """Warnings of what can hardly be learned: data or levels of one class, classes of one row."""
@@ -44,11 +47,31 @@ def idle_lines(recipe: Recipe, fields: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def imbalance(train: LabelledData) -> list[str]:
+    """For each level whose largest class has ten times the rows of its smallest, by how much."""
+    found = []
+    for number, level in enumerate(train.taxonomy.levels):
+        known = train.labels[:, number]
+        counts = np.bincount(known[known >= 0], minlength=len(train.taxonomy.classes[level]))
+        present = counts[counts > 0]
+        if len(present) > 1 and present.max() >= UNEVEN * present.min():
+            most, least = (train.taxonomy.classes[level][code] for code in (counts.argmax(), _least(counts)))
+            found.append(
+                f"level {level!r} is unbalanced: {most!r} has {present.max():,} labelled rows and {least!r} "
+                f"{present.min():,}; look at the accuracy by class beside the accuracy, and see concept_weights"
+            )
+    return found
+
+
+def _least(counts: np.ndarray) -> int:
+    return int(np.where(counts > 0, counts, counts.max() + 1).argmin())
+
+
 def notes_of(train: LabelledData, validation: LabelledData | None, test: LabelledData) -> list[str]:
     """What there is to say of the data."""
     others = {"validation": validation, "test": test}
     notes = [*train.notes, *(f"{name}: {note}" for name, part in others.items() if part for note in left_out(part))]
-    return notes + scarce(train)
+    return notes + scarce(train) + imbalance(train)
 
 
 def left_out(data: LabelledData) -> list[str]:

@@ -5,7 +5,6 @@ Each step reads back what an earlier, interrupted call of the same command finis
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,15 +16,16 @@ import torch
 from nestling import collective
 from nestling.commands.choose import Choice, keep_to
 from nestling.commands.finish import Finish, default_distortions, finish
+from nestling.commands.init import begin
 from nestling.commands.notes import idle_lines, notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
-from nestling.commands.words import concept_lines, program, retrieval_lines, score_lines
+from nestling.commands.words import concept_lines, hierarchical_lines, program, retrieval_lines, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.sources import has_split, load_data
-from nestling.data.text import holds_texts, input_shape
+from nestling.data.text import holds_texts
 from nestling.engine.fit import Run, cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
 from nestling.engine.runfolder import RunFolder
@@ -35,7 +35,7 @@ from nestling.evaluate.concepts import rows_of_concepts
 from nestling.methods import recipe_class
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
-from nestling.models.build import build_model
+from nestling.models.build import SearchOptions
 from nestling.models.model import Model
 from nestling.seeds import derive
 
@@ -124,10 +124,16 @@ class Pipeline:
         )
         for line in score_lines({"": metrics["levels"]}):
             say(line)
-        for line in (*concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
+        for line in (
+            *hierarchical_lines(metrics),
+            *concept_lines(metrics),
+            *retrieval_lines(metrics.get("retrieval", {})),
+        ):
             say(line)
         if "verdict" in metrics:
             say(metrics["verdict"])
+        elif not isinstance(self.recipe.network(), SearchOptions):
+            say("whether this beats flat training is not measured here: the same command with --baselines says it")
 
     def load_all(self) -> tuple[LabelledData, LabelledData | None, LabelledData]:
         """Training rows, validation rows where the source has some of its own, and test rows."""
@@ -187,29 +193,15 @@ class Pipeline:
         """The stages, with ``--minutes`` of as many epochs as fit; a resume keeps what was chosen."""
         if self.deadline is None:
             return stages
-        found = self.folder.kept("epochs in time")
-        if found is None:
-            trainings = 1
-            if self.options.get("baselines"):
-                trainings = sum(map(len, rivals(self.recipe, self.rate_given, stages).values()))
-            recipe, text, reason = collective.broadcast_object(
-                keep_to(self, train, validation, stages, trainings, self.deadline)
-            )
-            found = json.dumps({"epochs": recipe.epochs, "steps_per_epoch": recipe.steps_per_epoch})
-            say(f"within the minutes: {text} ({reason})")
-            self.folder.derive("epochs in time", found, f"for --minutes: {text}; {reason}")
-        kept = json.loads(found)
-        epochs = tuple(kept["epochs"]) if isinstance(kept["epochs"], list) else kept["epochs"]
-        self.recipe = replace(self.recipe, epochs=epochs, steps_per_epoch=kept["steps_per_epoch"])
+        trainings = 1
+        if self.options.get("baselines"):
+            trainings = sum(map(len, rivals(self.recipe, self.rate_given, stages).values()))
+        self.recipe = keep_to(self, train, validation, stages, trainings, self.deadline)
         return self.check(train, validation)
 
     def build(self, train: LabelledData, recipe: Recipe) -> Model:
-        """The recipe's network, fresh, or on the backbone of the run that ``--init`` names."""
-        if not self.options.get("init"):
-            return build_model(train.taxonomy, input_shape(train), self.backbone, recipe.method, recipe.network())
-        from nestling.commands.init import start_from
-
-        return start_from(self.options["init"], train, self.backbone, recipe)
+        """The recipe's network, fresh, or on the backbone that ``--init`` or ``--weights`` names."""
+        return begin(self.options, train, self.backbone, recipe)
 
     def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
         """A split of the source; ``like`` the training rows in taxonomy, size and channels."""
@@ -235,7 +227,7 @@ class Pipeline:
     def fit(self, recipe: Recipe, train: LabelledData, validation: LabelledData | None, out: RunFolder | Path) -> Run:
         """Train, or go on, in ``out``."""
         model = None
-        if self.options.get("init"):
+        if self.options.get("init") or self.options.get("weights"):
             with seeded(derive(self.seed, "weights")):
                 model = self.build(train, recipe)
         return fit(

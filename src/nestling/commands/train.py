@@ -29,6 +29,7 @@ OPTIONS: dict[str, Any] = {
     "backbone": str,
     "image_size": int,
     "init": str,
+    "weights": str,
     "concepts": str,
     "levels": tuple[str, ...],
     "taxonomy": str,

@@ -11,6 +11,7 @@ from typing import Any
 
 COLUMNS = (
     ("accuracy %", "accuracy", 100, ".1f"),
+    ("by class %", "macro_accuracy", 100, ".1f"),
     ("confidence %", "confidence", 100, ".1f"),
     ("overconfidence", "overconfidence", 100, "+z.1f"),
     ("calibration error %", "ece", 100, ".1f"),
@@ -41,7 +42,11 @@ def score_lines(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         [
             name if place == 0 else "",
             level["name"],
-            *("-" if level[key] is None else format(scale * level[key], form) for _, key, scale, form in COLUMNS),
+            *(
+                # A run of before the figure was taken lacks it.
+                "-" if level.get(key) is None else format(scale * level[key], form)
+                for _, key, scale, form in COLUMNS
+            ),
             f"{level['n']:,}",
         ]
         for name, levels in scores.items()
@@ -88,6 +93,15 @@ def concept_lines(metrics: Mapping[str, Any]) -> list[str]:
         f"spread {100 * found['spread']:.1f} points",
         f"least accurate: {', '.join(worst)}",
     ]
+
+
+def hierarchical_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Hierarchical precision, recall and F in a line; none where no row is labelled down to its leaf."""
+    found = metrics.get("hierarchical")
+    if not found or found["f"] is None:
+        return []
+    precision, recall, f = (f"{100 * found[name]:.1f} %" for name in ("precision", "recall", "f"))
+    return [f"hierarchical precision {precision}, recall {recall}, F {f}, over {found['n']:,.0f} rows"]
 
 
 def aligned(table: Sequence[Sequence[str]], words: int) -> list[str]:

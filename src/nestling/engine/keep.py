@@ -100,6 +100,16 @@ class StageState:
                 + ("the last checkpoint is kept" if kept else "no checkpoint was written before")
             ) from None
 
+    def overdue(self) -> bool:
+        """Whether the time for training is over, by the first process's clock."""
+        deadline = self.engine.deadline
+        return deadline is not None and collective.broadcast_object(time.monotonic() > deadline)
+
+    def reducers(self) -> dict[str, Any]:
+        """What the objective's reducers have to log, where they have anything."""
+        found = self.objective.figures()
+        return {"reducers": found} if found else {}
+
     def note(self, name: str, value: object, reason: str) -> None:
         self.decisions.append((name, value, reason))
         self.engine.decide(name, value, reason)

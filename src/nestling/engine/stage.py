@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from nestling.engine.step import (
     values_of,
 )
 from nestling.engine.tensorboard import TensorBoard
-from nestling.errors import LostError
+from nestling.errors import LostError, out_of_memory
 from nestling.files import Appender
 from nestling.methods.recipe import Perturb, Stage
 from nestling.models.recompute import statistics_kept
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 LOG_EVERY = 10
 CHECKPOINT_MINUTES = 5.0
+LEAST_ROWS = 2
+"""That go through the network at once: batch norm has nothing to say of a single one."""
 CHECKPOINT_SHARE = 0.01
 """An epoch's checkpoint is left out while writing them would take more than this share of the time."""
 
@@ -141,11 +144,6 @@ class StageRun(StageState):
             if collective.broadcast_object(due):
                 self.save()
 
-    def overdue(self) -> bool:
-        """Whether the time for training is over, by the first process's clock."""
-        deadline = self.engine.deadline
-        return deadline is not None and collective.broadcast_object(time.monotonic() > deadline)
-
     def perturbed(self, perturb: Perturb, plain: StepModule, batch: Batch, progress: float) -> Batch:
         """The batch that a second pass is made on; the first leaves the state of model and objective as it is."""
         self.objective.eval()
@@ -153,6 +151,26 @@ class StageRun(StageState):
             batch = perturb(lambda seen: plain(seen, progress)[0], batch)
         self.objective.train()
         return batch
+
+    def within_memory(
+        self, module: nn.Module, batch: Batch, progress: float, global_size: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``accumulate``, and where memory runs out, the same batch in parts of half the rows, from then on."""
+        while True:
+            try:
+                return self.accumulate(module, batch, progress, global_size)
+            except (MemoryError, RuntimeError) as error:
+                rows = min(self.stage.micro_batch or global_size, global_size) // 2
+                # Other processes would wait for one that begins again; terms that compare rows need all of them.
+                alone = not collective.is_distributed() and self.objective.adds_up()
+                if not (out_of_memory(error) and alone and rows >= LEAST_ROWS):
+                    raise
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self.stage = replace(self.stage, micro_batch=rows)
+            self.note("micro_batch", rows, f"of a batch of {global_size}: not enough memory for more rows at once")
+            place = (self.number, self.progress.epoch, self.progress.step, collective.rank())
+            self.engine.runtime.seed(derive(self.engine.seed, "step", *place))
 
     def accumulate(
         self, module: nn.Module, batch: Batch, progress: float, global_size: int
@@ -200,7 +218,7 @@ class StageRun(StageState):
             self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss, terms = self.accumulate(module, batch, progress, len(every))
+        loss, terms = self.within_memory(module, batch, progress, len(every))
         if not self.checked:
             check_gradients(stage, self.trained)
             self.checked = True
@@ -259,11 +277,6 @@ class StageRun(StageState):
             stage.epochs * self.order.steps,
             figures,
         )
-
-    def reducers(self) -> dict[str, Any]:
-        """What the objective's reducers have to log, where they have anything."""
-        found = self.objective.figures()
-        return {"reducers": found} if found else {}
 
     def compare(self, judge: Judge) -> dict[str, Any]:
         """Score the weights of this moment, and keep them where they are the best; what to record."""

@@ -31,10 +31,10 @@ def level_metrics(answers: Array, confidence: Array, labels: Array, taxonomy: Ta
 
     Returns
     -------
-    ``name``; ``accuracy``; mean ``confidence``; ``overconfidence``, confidence - accuracy; ``ece``, the expected
-    calibration error in 15 bins; ``tree_distance``, the mean number of edges between answer and truth over the
-    *mistakes*, None where there are none; ``n``, the rows that count. ``UsageError`` on other shapes, and on codes past
-    the level's classes.
+    ``name``; ``accuracy``; ``macro_accuracy``, the mean over the classes that have rows; mean ``confidence``;
+    ``overconfidence``, confidence - accuracy; ``ece``, the expected calibration error in 15 bins; ``tree_distance``,
+    the mean number of edges between answer and truth over the *mistakes*, None where there are none; ``n``, the rows
+    that count. ``UsageError`` on other shapes, and on codes past the level's classes.
     """
     name = taxonomy.levels[taxonomy.level_index(level)]
     answers, sure, labels = _array(answers), _array(confidence), _array(labels)
@@ -45,7 +45,7 @@ def level_metrics(answers: Array, confidence: Array, labels: Array, taxonomy: Ta
     counts = labels >= 0
     answers, labels, sure = answers[counts], labels[counts], sure[counts]
     if not len(labels):
-        nothing = dict.fromkeys(("accuracy", "confidence", "overconfidence", "ece", "tree_distance"))
+        nothing = dict.fromkeys(("accuracy", "macro_accuracy", "confidence", "overconfidence", "ece", "tree_distance"))
         return {"name": name, **nothing, "n": 0}
     for what, codes, width in (
         ("labels", labels, len(taxonomy.classes[name])),
@@ -55,11 +55,13 @@ def level_metrics(answers: Array, confidence: Array, labels: Array, taxonomy: Ta
             raise UsageError(f"expected {what} in [0, {width}) at level {name!r}, got {codes.min()} to {codes.max()}")
     correct = answers == labels
     accuracy, mean = float(correct.mean()), float(sure.mean(dtype=np.float64))
+    present, rows_of = np.unique(labels, return_counts=True)
     wrong = ~correct
     distance = float(taxonomy.distance(name)[answers[wrong], labels[wrong]].mean()) if wrong.any() else None
     return {
         "name": name,
         "accuracy": accuracy,
+        "macro_accuracy": float((np.bincount(labels, correct)[present] / rows_of).mean()),
         "confidence": mean,
         "overconfidence": mean - accuracy,
         "ece": expected_calibration_error(sure, correct),

@@ -19,6 +19,7 @@ from nestling.errors import UsageError
 from nestling.evaluate.accuracy import agreement, level_metrics
 from nestling.evaluate.concepts import concept_accuracies
 from nestling.evaluate.decide import Decisions, decide_leaf, decide_levels
+from nestling.evaluate.hierarchical import hierarchical_scores
 from nestling.evaluate.retrieval import retrieval_metrics
 from nestling.models.model import Answers, Model, Outputs
 from nestling.models.search import SearchModel
@@ -89,6 +90,7 @@ def measure(
     metrics = {
         "levels": entries(decisions[CLEAN], data),
         "levels_uncombined": entries(separate, data),
+        "hierarchical": hierarchical_scores(decisions[CLEAN].columns, data.labels, taxonomy),
         "agreement": agreement(list(decisions[CLEAN].columns.values()), taxonomy, levels),
         "agreement_uncombined": agreement(list(separate.columns.values()), taxonomy, levels),
         "distortions": {

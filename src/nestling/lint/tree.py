@@ -123,6 +123,8 @@ def cycles(table: Table) -> list[Finding]:
         above, coarse = table.named[level - 1]
         names, fine = table.named[level]
         both = np.flatnonzero((fine >= 0) & (coarse >= 0))
+        if not len(both):
+            continue
         pairs, which = np.unique(np.stack([coarse[both], fine[both]], axis=1), axis=0, return_inverse=True)
         order = np.argsort(which.reshape(-1), kind="stable")
         parts = np.split(both[order], np.cumsum(np.bincount(which.reshape(-1), minlength=len(pairs)))[:-1])
