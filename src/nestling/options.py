@@ -132,6 +132,16 @@ class Predict:
     """A run folder or a bundle folder."""
     files: FilesArgument
     """Pictures, or folders of them."""
+    risk: float | None = None
+    """The share of answers that may be wrong, such as 0.05: answers are as deep as that can be guaranteed, or none."""
+    guarantee: Literal["ltt", "crc"] | None = None
+    """ltt (the default): of the answers, with confidence 1 - delta; crc: of all rows, on average."""
+    delta: float | None = None
+    """The probability that the guarantee of ltt fails; 0.1 by default."""
+    per: Literal["all", "level", "class"] | None = None
+    """Over which answers the risk is kept: all of them (the default), those of each level, or those of each class."""
+    sets: bool = False
+    """Add, for every level, the classes among which the true one is, but for the risk."""
     json: str | None = None
     """Write the answers there; - for stdout."""
     csv: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nestling.bundle import save_bundle
+from nestling.bundle import held_scores, save_bundle
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run
 from nestling.engine.runfolder import FINISHED, RunFolder
@@ -66,6 +66,7 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
         notes=end.notes,
         preprocessing=main.preprocessing,
     )
+    held = held_scores(main)
     card = render_card(
         name=f"{end.source}-{end.method}",
         taxonomy=end.test.taxonomy,
@@ -79,6 +80,7 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
         main.model,
         main.preprocessing,
         card,
+        held,
         source=end.source,
         seed=end.seeds[0],
         **end.about,

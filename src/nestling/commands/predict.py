@@ -14,6 +14,7 @@ import torch
 
 from nestling.bundle import from_pretrained
 from nestling.commands.show import require_model
+from nestling.commands.train import say
 from nestling.data.images import find_images, read_images
 from nestling.errors import UsageError
 from nestling.evaluate.decide import CONFIDENT
@@ -21,6 +22,9 @@ from nestling.files import write_json, write_text
 
 if TYPE_CHECKING:
     from nestling.options import Predict
+
+OF_RISK = ("guarantee", "delta", "per")
+"""Options that say how a risk is kept."""
 
 
 def predict(command: Predict) -> int:
@@ -30,7 +34,14 @@ def predict(command: Predict) -> int:
     if not command.files:
         raise UsageError("predict needs at least one picture or folder")
     require_model(Path(command.run))
+    given = {name: value for name in OF_RISK if (value := getattr(command, name)) is not None}
+    if command.risk is None and (given or command.sets):
+        raise UsageError(f"--{next(iter(given), 'sets')} says how a risk is kept: add --risk, such as --risk 0.05")
     predictor = from_pretrained(command.run, command.device)
+    backoff = None if command.risk is None else predictor.back_off(command.risk, **given)
+    sets = predictor.set_thresholds(command.risk) if command.sets else None
+    if backoff is not None:
+        say(f"risk {100 * command.risk:g} %: {backoff.text}")
     preprocessing = predictor.preprocessing
     paths = [path for name in command.files for path in find_images(name)]
     results: list[dict[str, Any]] = []
@@ -46,7 +57,9 @@ def predict(command: Predict) -> int:
         else:
             results.append({"input": printable(name), "error": printable(str(image))})
     if good:
-        for place, answer in zip(places, predictor.predict(torch.from_numpy(np.stack(good))), strict=True):
+        for place, answer in zip(
+            places, predictor.describe(torch.from_numpy(np.stack(good)), backoff, sets), strict=True
+        ):
             results[place] |= {key: value for key, value in answer.items() if key != "input"}
     write(command, results)
     return 3 if len(good) < len(results) else 0
@@ -77,7 +90,11 @@ def write(command: Predict, results: list[dict[str, Any]]) -> None:
                 for name, confidence in zip(result["path"], result["confidence"], strict=True)
             )
             answer = result["answer"]
-            unsure = "" if answer["confidence"] >= CONFIDENT else f", unsure: below {100 * CONFIDENT:.0f} %"
+            if answer is None:
+                print(f"{result['input']}: no answer   {steps}")
+                continue
+            sure = command.risk is not None or answer["confidence"] >= CONFIDENT
+            unsure = "" if sure else f", unsure: below {100 * CONFIDENT:.0f} %"
             print(f"{result['input']}: {answer['class']} ({answer['level']}{unsure})   {steps}")
 
 
