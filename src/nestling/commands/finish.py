@@ -13,7 +13,9 @@ from nestling.engine.fit import Run
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import compare, verdict
+from nestling.evaluate.coverage import backoff_metrics
 from nestling.evaluate.measure import Measurement, mean_over_seeds, measure, outputs_of
+from nestling.evaluate.scores import scores_of
 from nestling.files import write_bytes, write_json, write_text
 from nestling.provenance import provenance
 from nestling.report import render, render_card
@@ -53,6 +55,9 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
                 measurements.setdefault(name, []).append(measurement)
     main = end.runs[end.method][0]
     metrics = summarise(end, measurements)
+    held = held_scores(main)
+    if (scores := scores_of(main.model, main.preprocessing, end.test, runtime)) is not None:
+        metrics["backoff"] = backoff_metrics(held, scores)
     content = gather(
         title=f"{end.method} on {end.source}",
         source=end.source,
@@ -66,7 +71,6 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
         notes=end.notes,
         preprocessing=main.preprocessing,
     )
-    held = held_scores(main)
     card = render_card(
         name=f"{end.source}-{end.method}",
         taxonomy=end.test.taxonomy,

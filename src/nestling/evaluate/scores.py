@@ -53,7 +53,10 @@ class Scores:
 
     def tensors(self, prefix: str) -> dict[str, torch.Tensor]:
         """As a bundle stores them."""
-        return {f"{prefix}.{name}": torch.from_numpy(getattr(self, name)).to(kind) for name, kind in TENSORS.items()}
+        return {
+            f"{prefix}.{name}": torch.from_numpy(getattr(self, name)).to(kind).contiguous()
+            for name, kind in TENSORS.items()
+        }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], prefix: str, taxonomy: Taxonomy) -> Scores:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -25,7 +26,7 @@ def _shown(value: object) -> object:
 def _figures(content: Content) -> dict[str, str]:
     """Name -> data URI of every figure that the content has data for."""
     # Matplotlib costs half a second of import, which the model card, in this package too, need not pay.
-    from nestling.report import calibration, comparison, concepts, curves, icicle, plots
+    from nestling.report import backoff, calibration, comparison, concepts, curves, icicle, plots
 
     makers: dict[str, Callable] = {
         "forest": comparison.forest,
@@ -33,6 +34,7 @@ def _figures(content: Content) -> dict[str, str]:
         "reliability": calibration.reliability,
         "training": curves.training,
         "concepts": concepts.concepts,
+        "backoff": backoff.backoff,
         "taxonomy": icicle.icicle,
     }
     with plots.styled():
@@ -50,6 +52,12 @@ def _facts(content: Content) -> list[tuple[str, str]]:
     facts += [("Commit", str(metrics["commit"]))] if metrics.get("commit") else []
     facts += [("Time", f"{metrics['seconds']:.0f} s")] if metrics.get("seconds") else []
     return facts + [(f"Version of {name}", str(v)) for name, v in (metrics.get("versions") or {}).items()]
+
+
+def _ranked(backoff: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of the table of risks, named; mean risks, of another kind, last."""
+    words = {"ltt": "risk of {} % guaranteed", "crc": "risk of {} % on average"}
+    return [(text.format(f"{100 * row['risk']:g}"), row) for name, text in words.items() for row in backoff[name]]
 
 
 def _race(content: Content) -> dict | None:
@@ -114,5 +122,6 @@ def render(content: Content) -> str:
         groups=groups(content),
         num_hidden=max(len(content.examples) - SHOWN, 0),
         facts=_facts(content),
+        ranked=_ranked,
     )
     return page.encode("utf-8", "replace").decode("utf-8")
