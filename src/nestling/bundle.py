@@ -30,7 +30,7 @@ FORMAT = 1
 FILES = ("model.safetensors", "config.json", "taxonomy.json")
 SCORES = "scores.safetensors"
 """Of calibration and validation rows: what any risk is guaranteed on. Absent where there are no such rows."""
-ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list, "concepts": dict}
+ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list, "concepts": dict, "hold_out": dict}
 """What config.json remembers for ``nestling evaluate``, where it says anything of it."""
 LARGEST = 16 * 2**30
 """Bytes of weights; a file past it is refused before it is read."""

@@ -6,15 +6,17 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nestling.bundle import load_bundle
+from nestling.bundle import Bundle, load_bundle
 from nestling.commands.show import require_model
 from nestling.commands.train import say
+from nestling.commands.unknown import HELD_OUT, measure_unknown, unknown_lines
 from nestling.commands.words import concept_lines, retrieval_lines, score_lines
 from nestling.data.distortions import parse_distortion
+from nestling.data.hold_out import hold_out
 from nestling.data.sources import load_data
 from nestling.data.tables import split_name
 from nestling.engine.runtime import Runtime
@@ -22,6 +24,7 @@ from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.measure import measure, outputs_of
 from nestling.files import write_json
 from nestling.provenance import provenance
+from nestling.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from nestling.data.dataset import LabelledData
@@ -41,12 +44,14 @@ def evaluate(command: Evaluate) -> int:
         raise UsageError(f"{command.run} does not say what it was trained on: give --source")
     size = (bundle.preprocessing.height, bundle.preprocessing.width)
     levels = command.level_names or bundle.config.get("levels")
+    held_out = bundle.config.get("hold_out")
+    tree = bundle.model.taxonomy if held_out is None else Taxonomy.from_dict(held_out["taxonomy"])
     try:
         data = load_data(
             source,
             command.split,
             command.data_dir,
-            bundle.model.taxonomy,
+            tree,
             levels,
             image_size=size,
             channels=bundle.preprocessing.channels,
@@ -58,6 +63,9 @@ def evaluate(command: Evaluate) -> int:
         if command.source:
             raise
         raise UsageError(f"{error}; {command.run} was trained on {source!r}: give --source where it is now") from error
+    others: dict[str, LabelledData] = {}
+    if held_out is not None:
+        data, others[HELD_OUT] = hold_out(data, held_out["classes"])
     if len(data) == 0 or not (data.labels >= 0).any():
         raise DataError(f"no row of {source}, split {command.split}, is labelled: there is nothing to score")
     outputs = outputs_of(bundle.model, bundle.preprocessing, data, runtime, command.distort)
@@ -66,8 +74,16 @@ def evaluate(command: Evaluate) -> int:
     for note in remarks(data, source, command.split, bundle.config.get("source")):
         say(note)
     measurement = measure(bundle.model, outputs, data, concepts=bundle.config.get("concepts"))
+    found: dict[str, Any] = measurement.metrics
+    if command.false_alarm is not None or command.unknown:
+        others = {name: rows for name, rows in others.items() if len(rows)} | other_rows(command, bundle)
+        found = found | {
+            "unknown": measure_unknown(
+                bundle.model, bundle.preprocessing, bundle.scores, data, others, runtime, command.false_alarm
+            )
+        }
     method = bundle.model.config["method"]
-    metrics = measurement.metrics | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
+    metrics = found | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
     if command.json == "-":
         print(json.dumps(metrics, indent=1, allow_nan=False))
         return 0
@@ -75,10 +91,28 @@ def evaluate(command: Evaluate) -> int:
         write_json(command.json, metrics)
     print(f"{method} on {source}, {command.split}: {len(data)} rows", file=sys.stdout)
     conditions = {"clean": metrics, **metrics["distortions"]} if command.distort else {"": metrics}
-    print("\n".join(score_lines({name: found["levels"] for name, found in conditions.items()})))
-    for line in (*concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
+    print("\n".join(score_lines({name: entry["levels"] for name, entry in conditions.items()})))
+    for line in (
+        *concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {})), *unknown_lines(metrics)
+    ):  # fmt: skip
         print(line)
     return 0
+
+
+def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:
+    """The rows of every ``--unknown`` source: those of its test split, or cut off for one."""
+    preprocessing = bundle.preprocessing
+    return {
+        source: load_data(
+            source,
+            "test",
+            command.data_dir,
+            image_size=(preprocessing.height, preprocessing.width),
+            channels=preprocessing.channels,
+            on_bad_image=command.on_bad_image or "error",
+        )
+        for source in command.unknown
+    }
 
 
 def remarks(data: LabelledData, source: str, split: str, trained_on: str | None) -> list[str]:

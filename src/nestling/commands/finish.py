@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nestling.bundle import held_scores, save_bundle
+from nestling.commands.unknown import HELD_OUT, measure_unknown
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run
 from nestling.engine.runfolder import FINISHED, RunFolder
@@ -32,6 +33,8 @@ class Finish:
     """Per method one run for each seed; the first of ``method`` becomes the bundle."""
     seeds: Sequence[int]
     test: LabelledData
+    held_out: LabelledData | None = None
+    """Test rows of classes that training never saw."""
     source: str
     device: str
     workers: int | None = None
@@ -58,6 +61,9 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
     held = held_scores(main)
     if (scores := scores_of(main.model, main.preprocessing, end.test, runtime)) is not None:
         metrics["backoff"] = backoff_metrics(held, scores)
+    if end.held_out is not None and len(end.held_out):
+        unknown = {HELD_OUT: end.held_out}
+        metrics["unknown"] = measure_unknown(main.model, main.preprocessing, held, end.test, unknown, runtime)
     content = gather(
         title=f"{end.method} on {end.source}",
         source=end.source,

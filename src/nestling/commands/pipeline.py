@@ -18,10 +18,12 @@ from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.notes import notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
+from nestling.commands.unknown import unknown_lines
 from nestling.commands.words import concept_lines, program, retrieval_lines, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
+from nestling.data.hold_out import hold_out
 from nestling.data.sources import has_split, load_data
 from nestling.engine.fit import Run, cut_rows, fit, seeded
 from nestling.engine.plan import StagePlan, plan
@@ -35,6 +37,7 @@ from nestling.methods.recipe import Recipe
 from nestling.models.build import build_model
 from nestling.models.model import Model
 from nestling.seeds import derive
+from nestling.taxonomy import Taxonomy
 
 
 class Pipeline:
@@ -52,6 +55,10 @@ class Pipeline:
         self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
         self.workers = workers
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
+        self.tree: Taxonomy | None = None
+        """With the classes that are held out."""
+        self.held_out: LabelledData | None = None
+        """Test rows of these."""
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
@@ -85,6 +92,8 @@ class Pipeline:
         if collective.rank() > 0:
             return
         about = {name: self.options[name] for name in ("known", "levels", "image_size") if self.options.get(name)}
+        if self.held_out is not None and self.tree is not None:
+            about["hold_out"] = {"classes": self.options["hold_out"], "taxonomy": self.tree.to_dict()}
         concepts = self.recipe.concepts_at(train.taxonomy)
         if concepts is not None:
             about["concepts"] = {"level": concepts, "rows": rows_of_concepts(train, concepts)}
@@ -94,6 +103,7 @@ class Pipeline:
             runs={name: [run] for name, run in runs.items()},
             seeds=[self.seed],
             test=test,
+            held_out=self.held_out,
             source=str(self.source),
             device=self.device,
             workers=self.workers,
@@ -109,7 +119,7 @@ class Pipeline:
         )
         for line in score_lines({"": metrics["levels"]}):
             say(line)
-        for line in (*concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {}))):
+        for line in (*concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {})), *unknown_lines(metrics)):
             say(line)
         if "verdict" in metrics:
             say(metrics["verdict"])
@@ -180,8 +190,8 @@ class Pipeline:
         if like is not None:
             channels, height, width = like.image_shape
             size = (height, width)
-        taxonomy = self.options.get("taxonomy") if like is None else like.taxonomy
-        return load_data(
+        taxonomy = self.options.get("taxonomy") if like is None else self.tree
+        data = load_data(
             self.source,
             split,
             self.data_dir,
@@ -194,6 +204,13 @@ class Pipeline:
             seed=self.seed,
             concepts=self.options.get("concepts") if like is None else None,
         )
+        self.tree = data.taxonomy
+        if not self.options.get("hold_out"):
+            return data
+        data, held = hold_out(data, self.options["hold_out"])
+        if split == "test":
+            self.held_out = held
+        return data
 
     def fit(self, recipe: Recipe, train: LabelledData, validation: LabelledData | None, out: RunFolder | Path) -> Run:
         """Train, or go on, in ``out``."""

@@ -35,16 +35,17 @@ OPTIONS: dict[str, Any] = {
     "baselines": bool,
     "precision": str,
     "memory": str,
+    "hold_out": tuple[str, ...],
 }
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
-FLAGS = {"qualify_names": False, "baselines": False}
-MORE = ("baselines", "memory")
+FLAGS = {"qualify_names": False, "baselines": False, "hold_out": ()}
+MORE = ("baselines", "memory", "hold_out")
 """Those that ``train`` alone has."""
 
 
 def train(command: Train) -> int:
     """Run the command. Everything is checked before anything is written."""
-    options, fields = settings(command, {"baselines": command.baselines, "memory": command.memory})
+    options, fields = settings(command, {name: getattr(command, name) for name in MORE})
     out = Path(command.out or default_folder(options, fields))
     if command.dry_run:
         if speaks():
@@ -94,8 +95,9 @@ def settings(command: TrainingOptions, more: Mapping[str, Any] | None = None) ->
         config.pop(name, None)
     if command.level_names is not None:
         options["levels"] = command.level_names
-    if "levels" in options:
-        options["levels"] = list(options["levels"])
+    for name in ("levels", "hold_out"):
+        if name in options:
+            options[name] = list(options[name])
     if isinstance(options["known"], str):
         options["known"] = parse_known(options["known"])
     if not isinstance(options["known"], dict):

@@ -18,6 +18,7 @@ from nestling.evaluate.backoff import DELTA, Backoff, back_off
 from nestling.evaluate.decide import describe_paths
 from nestling.evaluate.scores import Scores, path_of
 from nestling.evaluate.sets import classes_above, set_thresholds
+from nestling.evaluate.unknowns import Alarm, alarm
 from nestling.models.model import Answers, Model, Outputs
 from nestling.taxonomy import Taxonomy
 
@@ -62,15 +63,25 @@ class Predictor:
         delta: float = DELTA,
         per: str = "all",
         sets: bool = False,
+        false_alarm: float | None = None,
     ) -> list[dict[str, Any]]:
         """For every input its path, the confidences along it, and the answer; as ``nestling predict --json``.
 
         With ``risk`` the answer is the deepest one of which at most that share is wrong, as ``back_off`` guarantees it
         with these options, or None; ``sets`` adds for every level the classes that hold the true one with probability
-        at least 1 - risk. Raises UsageError where the calibration rows are too few.
+        at least 1 - risk. With ``false_alarm`` the key ``unknown`` says what is of no known class, as ``{"level",
+        "text"}``, else None. Raises UsageError where the calibration rows are too few.
         """
-        options = () if risk is None else (self.back_off(risk, guarantee=guarantee, delta=delta, per=per),)
-        return self.describe(inputs, *options, sets=self.set_thresholds(risk) if sets else None)
+        return self.describe(
+            inputs,
+            None if risk is None else self.back_off(risk, guarantee=guarantee, delta=delta, per=per),
+            self.set_thresholds(risk) if sets else None,
+            None if false_alarm is None else self.alarm(false_alarm),
+        )
+
+    def alarm(self, rate: float) -> Alarm:
+        """When a path is called unknown; raises as ``evaluate.unknowns.alarm``."""
+        return alarm(self.scores.get("calibration"), rate)
 
     def back_off(self, risk: float, *, guarantee: str = "ltt", delta: float = DELTA, per: str = "all") -> Backoff:
         """The thresholds that keep a risk, and what they promise; raises as ``evaluate.backoff.back_off``."""
@@ -91,18 +102,23 @@ class Predictor:
         inputs: Sequence[Any] | np.ndarray | torch.Tensor,
         backoff: Backoff | None = None,
         sets: Mapping[str, float] | None = None,
+        raised: Alarm | None = None,
     ) -> list[dict[str, Any]]:
         """``predict`` with what was worked out once for many inputs."""
         answers = self._answers(self.images(inputs))
         depth = None
+        confidence, columns = path_of(answers, self.taxonomy, self.model.flat)
         if backoff is not None:
-            confidence, columns = path_of(answers, self.taxonomy, self.model.flat)
             widths = [self.taxonomy.num_classes(level) for level in answers.combined]
             depth = backoff.depth(confidence, columns, columns < np.array(widths))
         found = describe_paths(answers, self.taxonomy, self.model.flat, depth)
         if sets is not None:
             for result, chosen in zip(found, classes_above(answers.combined, self.taxonomy, sets), strict=True):
                 result["sets"] = chosen
+        if raised is not None:
+            said = raised.describe(confidence, [result["path"] for result in found])
+            for result, text in zip(found, said, strict=True):
+                result["unknown"] = text
         return [
             {"input": name_of(item, row), **result}
             for row, (item, result) in enumerate(zip(inputs, found, strict=True))
