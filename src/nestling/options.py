@@ -124,6 +124,12 @@ class Evaluate(SourceOptions):
     """Call rows unknown at the rate at which known ones may be, such as 0.05, and measure how well that works."""
     unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SOURCE")] = ()
     """Rows of no class that the model knows: another set; may be repeated. Classes that were held out are known of."""
+    errors: bool = False
+    """List the labels that are probably wrong, level by level, among rows that the model was not trained on."""
+    folds: int | None = None
+    """With --errors: judge every training row instead, by training so many models on the others' rows."""
+    html: str | None = None
+    """With --errors: write a page of thumbnails there."""
     json: str | None = None
     """Write the figures there; - for stdout."""
     device: str = "auto"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nestling.bundle import Bundle, load_bundle
+from nestling.commands.errors import doubts
 from nestling.commands.show import require_model
 from nestling.commands.train import say
 from nestling.commands.unknown import HELD_OUT, measure_unknown, unknown_lines
@@ -22,7 +23,7 @@ from nestling.data.tables import split_name
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.measure import measure, outputs_of
-from nestling.files import write_json
+from nestling.files import write_json, write_text
 from nestling.provenance import provenance
 from nestling.taxonomy import Taxonomy
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 def evaluate(command: Evaluate) -> int:
     """Run the command."""
     began = time.monotonic()
+    if (command.html or command.folds is not None) and not command.errors:
+        raise UsageError("--html and --folds belong to the list of probable mistakes: add --errors")
     for spec in command.distort:
         parse_distortion(spec)
     require_model(Path(command.run))
@@ -82,6 +85,12 @@ def evaluate(command: Evaluate) -> int:
                 bundle.model, bundle.preprocessing, bundle.scores, data, others, runtime, command.false_alarm
             )
         }
+    doubted = None
+    if command.errors:
+        doubted = doubts(command, bundle, data, runtime)
+        found = found | {"errors": doubted.to_json()}
+        if command.html:
+            write_text(command.html, doubted.page(f"Labels to look at: {source}"))
     method = bundle.model.config["method"]
     metrics = found | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
     if command.json == "-":
@@ -96,6 +105,8 @@ def evaluate(command: Evaluate) -> int:
         *concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {})), *unknown_lines(metrics)
     ):  # fmt: skip
         print(line)
+    if doubted is not None:
+        print("\n".join(doubted.lines()))
     return 0
 
 

@@ -85,7 +85,7 @@ def choose(command: Predict, predictor: Predictor) -> dict[str, Any]:
 def report(errors: list[str]) -> None:
     """The files that could not be read, at the end, where they are seen."""
     for error in errors[:LISTED]:
-        print(f"nestling: {error}", file=sys.stderr)
+        print(f"nestling: {' '.join(error.split())}", file=sys.stderr)
     if len(errors) > LISTED:
         print(f"nestling: {len(errors) - LISTED:,} more files cannot be read; the table names them", file=sys.stderr)
 

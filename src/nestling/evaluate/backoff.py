@@ -230,9 +230,7 @@ def depths_to_try(calibration: Scores, risk: float, delta: float) -> list[int]:
             return caps
         # Fewer share delta, and each then needs fewer rows.
         caps = enough or ([max(caps, key=lambda cap: known[cap - 1])] if len(caps) > 1 else [])
-    raise UsageError(
-        _too_few(calibration, rows_needed(risk, delta), f"a risk of {_percent(risk)} at delta {delta:g}, without error")
-    )
+    raise UsageError(_too_few(calibration, rows_needed(risk, delta), f"a risk of {_percent(risk)} at delta {delta:g}"))
 
 
 def _passing(
@@ -308,8 +306,9 @@ def _thresholds(scores: Scores, threshold: float, cap: int) -> tuple[NDArray[np.
 def _too_few(calibration: Scores, needed: int, what: str) -> str:
     counts = ", ".join(f"{level} {n}" for level, n in zip(calibration.levels, calibration.known.sum(0)))
     return (
-        f"{what} needs {needed} calibration rows whose label is known, and this model has fewer at every level "
-        f"({counts}): ask for a higher risk, or train on more labelled rows, a tenth of which are kept for calibration"
+        f"{what} needs {needed} calibration rows whose label is known, even if none is answered wrongly, and this "
+        f"model has fewer at every level ({counts}): ask for a higher risk, or train on more labelled rows, a tenth of "
+        "which are kept for calibration"
     )
 
 
