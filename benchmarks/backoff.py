@@ -19,7 +19,8 @@ from nestling.data.sources import load_data
 from nestling.data.split import cut
 from nestling.engine.fit import fit
 from nestling.engine.runtime import Runtime
-from nestling.evaluate.backoff import Backoff, back_off, fixed, outcome
+from nestling.evaluate.answered import Backoff, fixed, outcome, take
+from nestling.evaluate.backoff import back_off
 from nestling.evaluate.decide import CONFIDENT
 from nestling.evaluate.measure import CLEAN, outputs_of
 from nestling.evaluate.scores import Scores, scores_from
@@ -80,12 +81,6 @@ def separate(scores: Scores, answers: Answers) -> Scores:
     confidence = np.stack([p.double().cpu().numpy() for p, _ in best], axis=1)
     columns = np.stack([column.cpu().numpy() for _, column in best], axis=1)
     return replace(scores, confidence=np.minimum.accumulate(confidence, axis=1), columns=columns)
-
-
-def take(scores: Scores, rows: np.ndarray) -> Scores:
-    """Some rows."""
-    parts = {name: getattr(scores, name)[rows] for name in ("confidence", "columns", "labels", "truth")}
-    return replace(scores, **parts)
 
 
 def split(found: Set, seed: int) -> dict[tuple[str, float | None], dict[str, float]]:

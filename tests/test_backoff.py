@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from nestling.errors import DataError, UsageError
-from nestling.evaluate.backoff import back_off, depths_to_try, fixed, outcome
+from nestling.evaluate.answered import fixed, outcome
+from nestling.evaluate.backoff import back_off, depths_to_try
 from nestling.evaluate.guarantee import (
     binomial_p_value,
     fixed_sequence,

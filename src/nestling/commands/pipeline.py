@@ -82,6 +82,10 @@ class Pipeline:
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
         notes = notes_of(train, validation, test)
+        if self.options.get("init"):
+            notes.append(
+                f"a risk that predict guarantees holds if {self.options['init']} was trained on none of these rows"
+            )
         for note in notes:
             say(note)
         runs = (

@@ -7,12 +7,19 @@ rows, at most ``risk`` of all rows are answered wrongly. Validation rows only sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-from numpy.typing import NDArray
 
 from nestling.errors import UsageError, unknown
+from nestling.evaluate.answered import (
+    Backoff,
+    Outcome,
+    depth_under,
+    known_to,
+    one_threshold,
+    outcome,
+    single_level,
+    turns,
+)
 from nestling.evaluate.guarantee import (
     binomial_p_value,
     check_share,
@@ -22,7 +29,6 @@ from nestling.evaluate.guarantee import (
     rows_needed_on_average,
 )
 from nestling.evaluate.scores import Scores
-from nestling.taxonomy import Taxonomy
 
 GUARANTEES, SCOPES = ("ltt", "crc"), ("all", "level", "class")
 DELTA = 0.1
@@ -34,53 +40,6 @@ SPARE = 1.15
 """Times as many rows as needed are aimed at, since their number is known of the validation rows alone."""
 WITHOUT_VALIDATION = (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5, 0.0)
 """Thresholds that are tried where no validation row says where to begin: each then takes its share of delta."""
-
-
-@dataclass(frozen=True, eq=False)
-class Backoff:
-    """Where a path may be answered."""
-
-    thresholds: tuple[NDArray[np.float64], ...]
-    """For each level (width,): the least confidence at which a column is answered; infinity where never."""
-    text: str
-    """What is promised, on what evidence and on what condition, in a sentence or two."""
-
-    def depth(self, confidence: NDArray[np.float64], columns: NDArray[np.int64], named: NDArray[np.bool_]) -> NDArray:
-        """int (n,): how many levels of a path (n, levels) are answered; 0 where there is no answer."""
-        least = np.stack([t[columns[:, i]] for i, t in enumerate(self.thresholds)], axis=1)
-        return np.logical_and.accumulate((confidence >= least) & named, axis=1).sum(1)
-
-    def depth_of(self, scores: Scores) -> NDArray:
-        """int (n,): the same of rows with scores."""
-        return self.depth(scores.confidence, scores.columns, scores.named)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of answering rows to given depths."""
-
-    answered: float
-    """The share of rows that are answered at all."""
-    depth: float
-    """The mean number of levels answered, over all rows; 0 for no answer."""
-    wrong: int
-    """Wrong answers, among ``counted``."""
-    counted: int
-    """Answered rows whose label at the answered level is known."""
-
-    @property
-    def risk(self) -> float | None:
-        """The share of wrong answers; None where none counts."""
-        return self.wrong / self.counted if self.counted else None
-
-
-def outcome(scores: Scores, depth: NDArray) -> Outcome:
-    """``depth`` (n,): levels answered of each row. A row counts where its label at the answered level is known."""
-    at = np.maximum(depth - 1, 0)[:, None]
-    known = np.take_along_axis(scores.known, at, 1)[:, 0] & (depth > 0)
-    wrong = np.take_along_axis(scores.columns != scores.labels, at, 1)[:, 0] & known
-    share, mean = (float((depth > 0).mean()), float(depth.mean())) if len(depth) else (0.0, 0.0)
-    return Outcome(share, mean, int(wrong.sum()), int(known.sum()))
 
 
 def back_off(
@@ -131,9 +90,9 @@ def _ltt(calibration: Scores, validation: Scores | None, risk: float, delta: flo
     caps = depths_to_try(calibration, risk, delta)
     share, best = delta / len(caps), None
     for cap in caps:
-        rows, others = _up_to(calibration, cap), None if validation is None else _up_to(validation, cap)
+        rows, others = known_to(calibration, cap), None if validation is None else known_to(validation, cap)
         for threshold, found in _passing(rows, others, cap, risk, share):
-            depth = float(_depth(calibration, threshold, cap).mean())
+            depth = float(depth_under(calibration, threshold, cap).mean())
             if best is None or depth > best[0]:
                 best = depth, threshold, cap, found
     names = calibration.levels
@@ -142,7 +101,7 @@ def _ltt(calibration: Scores, validation: Scores | None, risk: float, delta: flo
             f"no threshold keeps the error rate below {_percent(risk)} with confidence {1 - delta:g} on "
             f"{calibration.known[:, caps[-1] - 1].sum()} calibration rows: there are no answers"
         )
-        return Backoff(_thresholds(calibration, np.inf, 0), text)
+        return Backoff(one_threshold(calibration, np.inf, 0), text)
     _, threshold, cap, found = best
     p_value = float(binomial_p_value(found.wrong, found.counted, risk))
     text = (
@@ -150,7 +109,7 @@ def _ltt(calibration: Scores, validation: Scores | None, risk: float, delta: flo
         f"rows {found.counted} are answered, {found.wrong} of them wrong (p = {p_value:.2g}). With confidence "
         f"{1 - delta:g} at most {_percent(risk)} of the answers are wrong, {_conditions(names[cap - 1])}"
     )
-    return Backoff(_thresholds(calibration, threshold, cap), text)
+    return Backoff(one_threshold(calibration, threshold, cap), text)
 
 
 def _crc(calibration: Scores, risk: float) -> Backoff:
@@ -161,15 +120,15 @@ def _crc(calibration: Scores, risk: float) -> Backoff:
     if not enough:
         raise UsageError(_too_few(calibration, needed, f"a mean risk of {_percent(risk)}"))
     cap = enough[-1]
-    rows = _up_to(calibration, cap)
-    threshold = risk_control_threshold(_turns(rows, cap), risk)
-    found = outcome(rows, _depth(rows, threshold, cap))
+    rows = known_to(calibration, cap)
+    threshold = risk_control_threshold(turns(rows, cap), risk)
+    found = outcome(rows, depth_under(rows, threshold, cap))
     text = (
         f"answers down to level {names[cap - 1]}, where confidence is at least {threshold:.4g}; of {len(rows)} "
         f"calibration rows {found.wrong} are answered wrongly. On average at most {_percent(risk)} of all rows are "
         f"answered wrongly, unanswered ones included, {_conditions(names[cap - 1])}"
     )
-    return Backoff(_thresholds(calibration, threshold, cap), text)
+    return Backoff(one_threshold(calibration, threshold, cap), text)
 
 
 def _by_group(
@@ -188,12 +147,12 @@ def _by_group(
         least = np.full(width, np.inf)
         for members in [np.arange(classes)] if per == "level" else np.arange(classes)[:, None]:
             groups += 1
-            rows = _single(calibration, i, members)
+            rows = single_level(calibration, i, members)
             if len(rows) < needed:
                 continue
-            others = None if validation is None else _single(validation, i, members)
+            others = None if validation is None else single_level(validation, i, members)
             if guarantee == "crc":
-                passed = [risk_control_threshold(_turns(rows, 1), risk)]
+                passed = [risk_control_threshold(turns(rows, 1), risk)]
                 least[members] = np.maximum(passed[0], above[members])
             else:
                 passed = sorted(threshold for threshold, _ in _passing(rows, others, 1, risk, share))
@@ -203,7 +162,7 @@ def _by_group(
         # A leaf that ended above is answered there.
         least[classes:] = above[classes:]
         thresholds.append(least)
-    if all(len(_single(calibration, i)) < needed for i in range(len(names))):
+    if all(len(single_level(calibration, i)) < needed for i in range(len(names))):
         raise UsageError(_too_few(calibration, needed, f"a risk of {_percent(risk)} per {per}"))
     each = "for all levels at once" if per == "level" else "for each class by itself"
     promise = (
@@ -241,7 +200,7 @@ def _passing(
         thresholds, share = list(WITHOUT_VALIDATION), delta / len(WITHOUT_VALIDATION)
     else:
         thresholds, share = _sequence(validation, cap, len(calibration), risk, delta), delta
-    tried = [(threshold, outcome(calibration, _depth(calibration, threshold, cap))) for threshold in thresholds]
+    tried = [(threshold, outcome(calibration, depth_under(calibration, threshold, cap))) for threshold in thresholds]
     p_values = [float(binomial_p_value(found.wrong, found.counted, risk)) for _, found in tried]
     if share < delta:
         return [pair for pair, p_value in zip(tried, p_values, strict=True) if p_value <= share]
@@ -264,45 +223,6 @@ def _sequence(validation: Scores, cap: int, rows: int, risk: float, delta: float
     return sorted({0.0, *steps.tolist()}, reverse=True)
 
 
-def _depth(scores: Scores, threshold: float, cap: int) -> NDArray:
-    """int (n,): levels answered under one threshold, at most ``cap`` of them."""
-    return ((scores.confidence[:, :cap] >= threshold) & scores.named[:, :cap]).sum(1)
-
-
-def _turns(scores: Scores, cap: int) -> NDArray[np.float64]:
-    """(n,): the largest threshold at which a row is answered wrongly: the confidence of its first wrong class.
-
-    Once wrong the path stays wrong below, so that the loss of a row never falls as the threshold does.
-    """
-    wrong = ((scores.columns != scores.labels) & scores.named)[:, :cap]
-    first = np.take_along_axis(scores.confidence[:, :cap], wrong.argmax(1)[:, None], 1)[:, 0]
-    return np.where(wrong.any(1), first, -np.inf)
-
-
-def _up_to(scores: Scores, cap: int) -> Scores:
-    """The rows whose labels are known down to ``cap`` levels."""
-    return _take(scores, scores.known[:, cap - 1])
-
-
-def _single(scores: Scores, i: int, members: NDArray | None = None) -> Scores:
-    """Level ``i`` alone: the rows known there whose path goes to one of the classes ``members``, None for any."""
-    rows = scores.named[:, i] & scores.known[:, i]
-    if members is not None:
-        rows &= np.isin(scores.columns[:, i], members)
-    return _take(scores, rows, slice(i, i + 1))
-
-
-def _take(scores: Scores, rows: NDArray[np.bool_], levels: slice = slice(None)) -> Scores:
-    parts = (getattr(scores, name)[rows, levels] for name in ("confidence", "columns", "labels", "truth"))
-    return Scores(scores.taxonomy, scores.levels[levels], *parts)
-
-
-def _thresholds(scores: Scores, threshold: float, cap: int) -> tuple[NDArray[np.float64], ...]:
-    return tuple(
-        np.full(scores.taxonomy.width(level), threshold if i < cap else np.inf) for i, level in enumerate(scores.levels)
-    )
-
-
 def _too_few(calibration: Scores, needed: int, what: str) -> str:
     counts = ", ".join(f"{level} {n}" for level, n in zip(calibration.levels, calibration.known.sum(0)))
     return (
@@ -319,8 +239,3 @@ def _conditions(level: str) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
-
-
-def fixed(taxonomy: Taxonomy, levels: tuple[str, ...], threshold: float) -> Backoff:
-    """One threshold at every level, which promises nothing."""
-    return Backoff(tuple(np.full(taxonomy.width(level), threshold) for level in levels), f"confidence {threshold:g}")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from nestling.errors import UsageError
-from nestling.evaluate.backoff import DELTA, GUARANTEES, Backoff, back_off, fixed, outcome
+from nestling.evaluate.answered import Backoff, fixed, outcome
+from nestling.evaluate.backoff import DELTA, GUARANTEES, back_off
 from nestling.evaluate.decide import CONFIDENT
 from nestling.evaluate.scores import Scores
 

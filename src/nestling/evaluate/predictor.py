@@ -14,7 +14,8 @@ from nestling.data.transforms import Preprocessing
 from nestling.engine.predict import concatenate
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
-from nestling.evaluate.backoff import DELTA, Backoff, back_off
+from nestling.evaluate.answered import Backoff
+from nestling.evaluate.backoff import DELTA, back_off
 from nestling.evaluate.decide import describe_paths
 from nestling.evaluate.scores import Scores, path_of
 from nestling.evaluate.sets import classes_above, set_thresholds

@@ -60,6 +60,12 @@ def _ranked(backoff: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(text.format(f"{100 * row['risk']:g}"), row) for name, text in words.items() for row in backoff[name]]
 
 
+def _unknown_kinds(unknown: dict[str, Any]) -> list[str]:
+    """The scores by which rows of no known class were told."""
+    entries = [level[name] for level in unknown["levels"] for name in unknown["sets"] if name in level]
+    return list(entries[0]["auroc"]) if entries else []
+
+
 def _race(content: Content) -> dict | None:
     """Finest accuracy of every method on one scale, as positions in per cent of its width."""
     levels = summary.level_names(content)
@@ -123,5 +129,6 @@ def render(content: Content) -> str:
         num_hidden=max(len(content.examples) - SHOWN, 0),
         facts=_facts(content),
         ranked=_ranked,
+        unknown_kinds=_unknown_kinds,
     )
     return page.encode("utf-8", "replace").decode("utf-8")
