@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from nestling.errors import DataError, UsageError
+from nestling.bundle import from_pretrained, held_scores
+from nestling.data.dataset import LabelledData
+from nestling.data.split import cut_parts
+from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.answered import fixed, outcome
 from nestling.evaluate.backoff import back_off, depths_to_try
 from nestling.evaluate.guarantee import (
@@ -22,6 +27,7 @@ from nestling.evaluate.guarantee import (
 from nestling.evaluate.scores import Scores
 from nestling.evaluate.sets import set_thresholds
 from nestling.taxonomy import Taxonomy
+from small import RECIPES, quick
 
 
 def tail(errors: int, rows: int, risk: float) -> float:
@@ -230,3 +236,34 @@ def test_scores_travel_and_are_checked(toy_taxonomy: Taxonomy) -> None:
     del tensors["calibration.truth"]
     with pytest.raises(DataError, match=r"calibration\.truth must be"):
         Scores.from_tensors(tensors, "calibration", toy_taxonomy)
+
+
+def test_calibration_rows_shape_nothing(toy_data: LabelledData, tmp_path: Path) -> None:
+    """Other pictures in their place leave weights, temperatures and the validation rows' scores as they are."""
+    _, _, calibration = cut_parts(toy_data, None, 0)
+    assert isinstance(toy_data.inputs, torch.Tensor)
+    inputs = toy_data.inputs.clone()
+    inputs[calibration.index] = 255 - inputs[calibration.index]
+    runs = [quick(RECIPES["nested"], data) for data in (toy_data, replace(toy_data, inputs=inputs))]
+    assert all(run.calibration is not None and len(run.calibration) == 24 for run in runs)
+    one, other = (run.model.state_dict() for run in runs)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert runs[0].preprocessing == runs[1].preprocessing
+    scores = [held_scores(run) for run in runs]
+    assert np.array_equal(scores[0]["validation"].confidence, scores[1]["validation"].confidence)
+    assert not np.array_equal(scores[0]["calibration"].confidence, scores[1]["calibration"].confidence)
+
+    # They travel in the bundle, and are those of the paths that are predicted.
+    runs[0].save_pretrained(tmp_path / "model")
+    predictor = from_pretrained(tmp_path / "model")
+    kept = predictor.scores["calibration"]
+    assert np.array_equal(kept.labels, toy_data.taxonomy.columns(calibration.labels))
+    said = predictor.predict(calibration.inputs)  # type: ignore[arg-type]
+    assert np.allclose(kept.confidence, [answer["confidence"] for answer in said], atol=1e-6)
+    with pytest.raises(UsageError, match="needs 45 calibration rows"):
+        predictor.predict(calibration.inputs, risk=0.05)  # type: ignore[arg-type]
+
+    file = tmp_path / "model" / "scores.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(StorageError, match="damaged"):
+        from_pretrained(tmp_path / "model")

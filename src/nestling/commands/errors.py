@@ -71,7 +71,7 @@ class Doubts:
             self.taxonomy.classes[name][int(self.taxonomy.ancestor(name, of=level)[code])] for name in above
         )
 
-    def to_json(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[dict[str, Any]]:
         """The entry ``errors``: ``item``, ``level``, ``given``, ``suggested`` and ``score`` of each."""
         result = []
         for level, mistakes in self.found.items():

@@ -88,7 +88,7 @@ def evaluate(command: Evaluate) -> int:
     doubted = None
     if command.errors:
         doubted = doubts(command, bundle, data, runtime)
-        found = found | {"errors": doubted.to_json()}
+        found = found | {"errors": doubted.entries()}
         if command.html:
             write_text(command.html, doubted.page(f"Labels to look at: {source}"))
     method = bundle.model.config["method"]
