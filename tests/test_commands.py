@@ -63,7 +63,7 @@ def check_run(run: Path, levels: list[str], done: Done | None = None) -> dict[st
     """The files of a finished run, its figures, and that the bundle answers."""
     assert set(FILES) <= {path.name for path in run.iterdir()}
     assert sorted(path.name for path in (run / "model").iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "taxonomy.json",
+        "README.md", "config.json", "model.safetensors", "scores.safetensors", "taxonomy.json",
     ]  # fmt: skip
     metrics = figures(run)
     for entries in (metrics["levels"], metrics["levels_uncombined"]):

@@ -15,8 +15,11 @@ from safetensors.torch import load, save
 from nestling import __version__
 from nestling.data.decode import MAX_PIXELS
 from nestling.data.text import AnyPreprocessing, preprocessing_of
+from nestling.engine.fit import Run
+from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, MissingExtraError, NestlingError, StorageError, UsageError, listed
 from nestling.evaluate.predictor import Predictor
+from nestling.evaluate.scores import Scores, scores_of
 from nestling.files import write_folder
 from nestling.models.build import rebuild
 from nestling.models.model import Model
@@ -25,7 +28,9 @@ from nestling.taxonomy import Taxonomy
 
 FORMAT = 1
 FILES = ("model.safetensors", "config.json", "taxonomy.json")
-ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list, "concepts": dict}
+SCORES = "scores.safetensors"
+"""Of calibration and validation rows: what any risk is guaranteed on. Absent where there are no such rows."""
+ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list, "concepts": dict, "hold_out": dict}
 """What config.json remembers for ``nestling evaluate``, where it says anything of it."""
 LARGEST = 16 * 2**30
 """Bytes of weights; a file past it is refused before it is read."""
@@ -40,14 +45,32 @@ class Bundle:
     model: Model
     preprocessing: AnyPreprocessing
     config: dict[str, Any]
+    scores: dict[str, Scores]
+    """Of the ``calibration`` and ``validation`` rows, where there were any."""
+
+
+def held_scores(run: Run) -> dict[str, Scores]:
+    """The scores of the rows that a run was not trained on, by the names of a bundle's parts; computed now."""
+    runtime = Runtime.choose(str(next(run.model.parameters()).device.type), "fp32")
+    found = {
+        name: scores_of(run.model, run.preprocessing, rows, runtime)
+        for name, rows in (("calibration", run.calibration), ("validation", run.validation))
+    }
+    return {name: scores for name, scores in found.items() if scores is not None}
 
 
 def save_bundle(
-    path: Path | str, model: Model, preprocessing: AnyPreprocessing, card: str | None = None, **about: Any
+    path: Path | str,
+    model: Model,
+    preprocessing: AnyPreprocessing,
+    card: str | None = None,
+    scores: Mapping[str, Scores] | None = None,
+    **about: Any,
 ) -> None:
     """Write the bundle folder ``path``, whole or not at all.
 
-    ``card`` is the README.md; ``about`` goes into config.json (source, seed, …) and must be JSON.
+    ``card`` is the README.md; ``scores`` are what ``held_scores`` gives; ``about`` goes into config.json (source, seed,
+    …) and must be JSON.
     """
     config = {
         "format": FORMAT,
@@ -73,8 +96,13 @@ def save_bundle(
             "config.json": json.dumps(config, indent=1, allow_nan=False).encode(),
             "taxonomy.json": json.dumps(model.taxonomy.to_dict(), indent=1, ensure_ascii=False).encode(),
             "README.md": card.encode(),
+            **({SCORES: save(_tensors(scores))} if scores else {}),
         },
     )
+
+
+def _tensors(scores: Mapping[str, Scores]) -> dict[str, torch.Tensor]:
+    return {name: t for part, found in scores.items() for name, t in found.tensors(part).items()}
 
 
 def find_bundle(path: Path | str) -> Path:
@@ -129,6 +157,7 @@ def load_bundle(path: Path | str) -> Bundle:
         check_weights(planned, tensors, preprocessing)
         model = rebuild(taxonomy, config["model"])
         restore(model, tensors, str(folder / "model.safetensors"))
+        scores = _read_scores(folder / SCORES, model)
     except (StorageError, MissingExtraError):
         raise
     # torch complains of impossible sizes by RuntimeError.
@@ -145,7 +174,17 @@ def load_bundle(path: Path | str) -> Bundle:
         kind = "" if isinstance(error, NestlingError) else f"{type(error).__name__}: "
         reason = " ".join(f"{kind}{error}".split())
         raise StorageError(f"the bundle {folder} is damaged ({reason:.300}): save it again, or train again") from error
-    return Bundle(model.eval(), preprocessing, config)
+    return Bundle(model.eval(), preprocessing, config, scores)
+
+
+def _read_scores(path: Path, model: Model) -> dict[str, Scores]:
+    if not path.exists():
+        return {}
+    tensors = load(_read(path))
+    parts = sorted({name.split(".")[0] for name in tensors})
+    if not set(parts) <= {"calibration", "validation"}:
+        raise DataError(f"{SCORES} holds scores of {listed(parts)}, expected those of calibration and validation rows")
+    return {part: Scores.from_tensors(tensors, part, model.taxonomy) for part in parts}
 
 
 def _read(path: Path) -> bytes:
@@ -185,4 +224,4 @@ def check_weights(planned: Model, tensors: Mapping[str, torch.Tensor], preproces
 def from_pretrained(path: Path | str, device: str = "auto") -> Predictor:
     """The predictor of a run folder or bundle folder, on ``device`` (auto, cpu, cuda, mps)."""
     bundle = load_bundle(path)
-    return Predictor(bundle.model, bundle.preprocessing, device)
+    return Predictor(bundle.model, bundle.preprocessing, device, bundle.scores)

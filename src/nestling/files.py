@@ -185,6 +185,10 @@ class Appender:
         """Remember one JSON line; it reaches the disk at the next ``flush``."""
         self.lines.append(json.dumps(record, allow_nan=False) + "\n")
 
+    def append_text(self, text: str) -> None:
+        """Remember whole lines, each with its end, as they are."""
+        self.lines.append(text)
+
     def flush(self, sync: bool = False) -> int:
         """Write what is remembered (to the platter with ``sync``) and return the offset behind it."""
         data = "".join(self.lines).encode()
@@ -202,6 +206,14 @@ class Appender:
         self.lines.clear()
         self.offset += len(data)
         return self.offset
+
+
+def remove(path: Path | str) -> None:
+    """Delete a file, where it is. Raises StorageError."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error("delete", path, error) from error
 
 
 def read_lines(path: Path | str) -> list[dict[str, Any]]:

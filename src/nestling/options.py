@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 RunArgument = Positional[Annotated[str, arg(metavar="RUN")]]
 SourceArgument = Positional[Annotated[str | None, arg(metavar="SOURCE")]]
@@ -88,6 +88,8 @@ class TrainingOptions(SourceOptions):
 class Train(TrainingOptions):
     """Train on SOURCE: a catalogue name, a folder tree, a CSV, TSV or Parquet file, or hf:owner/name."""
 
+    hold_out: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="LEVEL=CLASS")] = ()
+    """A class that training never sees, to be met as unknown on test rows, such as fine=husky; may be repeated."""
     baselines: bool = False
     """Train end-to-end and flat + marginal too, choose every learning rate on validation rows, and compare."""
     memory: str | None = None
@@ -128,6 +130,16 @@ class Evaluate(SourceOptions):
     """Attacks by the model's own gradient: fgsm:0.1, fgsm:flip, deepfool, saliency:0.1."""
     attack_level: str | None = None
     """The level whose head they are aimed at; by default the finest."""
+    false_alarm: float | None = None
+    """Call rows unknown at the rate at which known ones may be, such as 0.05, and measure how well that works."""
+    unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SOURCE")] = ()
+    """Rows of no class that the model knows: another set; may be repeated. Classes that were held out are known of."""
+    errors: bool = False
+    """List the labels that are probably wrong, level by level, among rows that the model was not trained on."""
+    folds: int | None = None
+    """With --errors: judge every training row instead, by training so many models on the others' rows."""
+    html: str | None = None
+    """With --errors: write a page of thumbnails there."""
     json: str | None = None
     """Write the figures there; - for stdout."""
     device: str = "auto"
@@ -142,10 +154,24 @@ class Predict:
     """A run folder or a bundle folder."""
     files: FilesArgument
     """Pictures, or folders of them."""
+    risk: float | None = None
+    """The share of answers that may be wrong, such as 0.05: answers are as deep as that can be guaranteed, or none."""
+    guarantee: Literal["ltt", "crc"] | None = None
+    """ltt (the default): of the answers, with confidence 1 - delta; crc: of all rows, on average."""
+    delta: float | None = None
+    """The probability that the guarantee of ltt fails; 0.1 by default."""
+    per: Literal["all", "level", "class"] | None = None
+    """Over which answers the risk is kept: all of them (the default), those of each level, or those of each class."""
+    false_alarm: float | None = None
+    """Say what is of no known class, of which at most this share of the known are taken for at each level."""
+    sets: bool = False
+    """Add, for every level, the classes among which the true one is, but for the risk."""
     json: str | None = None
     """Write the answers there; - for stdout."""
     csv: str | None = None
-    """Write a table there."""
+    """Write a table there, line by line: after a stop the same command goes on."""
+    workers: int | None = None
+    """Processes that decode pictures ahead; by default all cores but one, at most 8, where there are many pictures."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
 

@@ -116,7 +116,7 @@ def read_edges(text: str) -> list[tuple[int, str, str]]:
                 continue
             if len(edge) != 2 or not edge[1]:
                 raise DataError(f"line {line}, {','.join(cells)!r:.80}, is no edge: write parent,child")
-            edges.append((line, *edge))
+            edges.append((line, edge[0], edge[1]))
     except csv.Error as error:
         raise DataError(f"line {reader.line_num} is no CSV ({error}): write parent,child") from None
     return edges

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nestling.bundle import load_bundle
+from nestling.bundle import Bundle, load_bundle
+from nestling.commands.errors import doubts
 from nestling.commands.show import require_model
 from nestling.commands.train import say
+from nestling.commands.unknown import HELD_OUT, measure_unknown, unknown_lines
 from nestling.commands.words import attack_lines, concept_lines, hierarchical_lines, retrieval_lines, score_lines
 from nestling.data.distortions import parse_distortion
+from nestling.data.hold_out import hold_out
 from nestling.data.sources import load_data
 from nestling.data.tables import split_name
 from nestling.data.text import TextEncoding
@@ -23,8 +26,9 @@ from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.attack_specs import parse_attack
 from nestling.evaluate.attacked import attack_metrics, attackable_level, pixels_of, under_attack
 from nestling.evaluate.measure import measure, outputs_of
-from nestling.files import write_json
+from nestling.files import write_json, write_text
 from nestling.provenance import provenance
+from nestling.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from nestling.data.dataset import LabelledData
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 def evaluate(command: Evaluate) -> int:
     """Run the command."""
     began = time.monotonic()
+    if (command.html or command.folds is not None) and not command.errors:
+        raise UsageError("--html and --folds belong to the list of probable mistakes: add --errors")
     for spec in command.distort:
         parse_distortion(spec)
     for spec in command.attack:
@@ -52,12 +58,14 @@ def evaluate(command: Evaluate) -> int:
     texts = isinstance(bundle.preprocessing, TextEncoding)
     size = None if texts else (bundle.preprocessing.height, bundle.preprocessing.width)
     levels = command.level_names or bundle.config.get("levels")
+    held_out = bundle.config.get("hold_out")
+    tree = bundle.model.taxonomy if held_out is None else Taxonomy.from_dict(held_out["taxonomy"])
     try:
         data = load_data(
             source,
             command.split,
             command.data_dir,
-            bundle.model.taxonomy,
+            tree,
             levels,
             image_size=size,
             channels=None if texts else bundle.preprocessing.channels,
@@ -69,6 +77,9 @@ def evaluate(command: Evaluate) -> int:
         if command.source:
             raise
         raise UsageError(f"{error}; {command.run} was trained on {source!r}: give --source where it is now") from error
+    others: dict[str, LabelledData] = {}
+    if held_out is not None:
+        data, others[HELD_OUT] = hold_out(data, held_out["classes"])
     if len(data) == 0 or not (data.labels >= 0).any():
         raise DataError(f"no row of {source}, split {command.split}, is labelled: there is nothing to score")
     outputs = outputs_of(bundle.model, bundle.preprocessing, data, runtime, command.distort)
@@ -77,14 +88,28 @@ def evaluate(command: Evaluate) -> int:
     for note in remarks(data, source, command.split, bundle.config.get("source")):
         say(note)
     measurement = measure(bundle.model, outputs, data, concepts=bundle.config.get("concepts"))
+    found: dict[str, Any] = measurement.metrics
+    if command.false_alarm is not None or command.unknown:
+        others = {name: rows for name, rows in others.items() if len(rows)} | other_rows(command, bundle)
+        found = found | {
+            "unknown": measure_unknown(
+                bundle.model, bundle.preprocessing, bundle.scores, data, others, runtime, command.false_alarm
+            )
+        }
+    doubted = None
+    if command.errors:
+        doubted = doubts(command, bundle, data, runtime)
+        found = found | {"errors": doubted.entries()}
+        if command.html:
+            write_text(command.html, doubted.page(f"Labels to look at: {source}"))
     method = bundle.model.config["method"]
     attacked = {
-        spec: attack_metrics(bundle.model, found, data)
+        spec: attack_metrics(bundle.model, moved, data)
         for spec in command.attack
-        for found in [under_attack(bundle.model, bundle.preprocessing, data, runtime, spec, command.attack_level)]
+        for moved in [under_attack(bundle.model, bundle.preprocessing, data, runtime, spec, command.attack_level)]
     }
-    measured: dict[str, Any] = measurement.metrics | ({"attacks": attacked} if attacked else {})
-    metrics = measured | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
+    found = found | ({"attacks": attacked} if attacked else {})
+    metrics = found | provenance(method, bundle.config.get("seed", 0), time.monotonic() - began)
     if command.json == "-":
         print(json.dumps(metrics, indent=1, allow_nan=False))
         return 0
@@ -99,9 +124,28 @@ def evaluate(command: Evaluate) -> int:
         *hierarchical_lines(metrics),
         *concept_lines(metrics),
         *retrieval_lines(metrics.get("retrieval", {})),
+        *unknown_lines(metrics),
     ):
         print(line)
+    if doubted is not None:
+        print("\n".join(doubted.lines()))
     return 0
+
+
+def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:
+    """The rows of every ``--unknown`` source: those of its test split, or cut off for one."""
+    preprocessing = bundle.preprocessing
+    return {
+        source: load_data(
+            source,
+            "test",
+            command.data_dir,
+            image_size=(preprocessing.height, preprocessing.width),
+            channels=preprocessing.channels,
+            on_bad_image=command.on_bad_image or "error",
+        )
+        for source in command.unknown
+    }
 
 
 def remarks(data: LabelledData, source: str, split: str, trained_on: str | None) -> list[str]:

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nestling.bundle import save_bundle
+from nestling.bundle import held_scores, save_bundle
+from nestling.commands.unknown import HELD_OUT, measure_unknown
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import Run
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import compare, verdict
+from nestling.evaluate.coverage import backoff_metrics
 from nestling.evaluate.measure import Measurement, mean_over_seeds, measure, outputs_of
+from nestling.evaluate.scores import scores_of
 from nestling.evaluate.theory import theory_of
 from nestling.files import write_bytes, write_json, write_text
 from nestling.provenance import provenance
@@ -31,6 +34,8 @@ class Finish:
     """Per method one run for each seed; the first of ``method`` becomes the bundle."""
     seeds: Sequence[int]
     test: LabelledData
+    held_out: LabelledData | None = None
+    """Test rows of classes that training never saw."""
     source: str
     device: str
     workers: int | None = None
@@ -59,6 +64,12 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
     theory = None if end.train is None else theory_of(main, end.train, runtime)
     if theory is not None:
         metrics["theory"] = theory.figures()
+    held = held_scores(main)
+    if (scores := scores_of(main.model, main.preprocessing, end.test, runtime)) is not None:
+        metrics["backoff"] = backoff_metrics(held, scores)
+    if end.held_out is not None and len(end.held_out):
+        unknown = {HELD_OUT: end.held_out}
+        metrics["unknown"] = measure_unknown(main.model, main.preprocessing, held, end.test, unknown, runtime)
     content = gather(
         title=f"{end.method} on {end.source}",
         source=end.source,
@@ -86,6 +97,7 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
         main.model,
         main.preprocessing,
         card,
+        held,
         source=end.source,
         seed=end.seeds[0],
         **end.about,

@@ -20,10 +20,12 @@ from nestling.commands.init import begin
 from nestling.commands.notes import idle_lines, notes_of
 from nestling.commands.rivals import rivals
 from nestling.commands.train import say
+from nestling.commands.unknown import unknown_lines
 from nestling.commands.words import concept_lines, hierarchical_lines, program, retrieval_lines, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
+from nestling.data.hold_out import hold_out
 from nestling.data.sources import has_split, load_data
 from nestling.data.text import holds_texts
 from nestling.engine.fit import Run, cut_rows, fit
@@ -38,6 +40,7 @@ from nestling.methods.recipe import Recipe
 from nestling.models.build import SearchOptions
 from nestling.models.model import Model
 from nestling.seeds import derive
+from nestling.taxonomy import Taxonomy
 
 
 class Pipeline:
@@ -59,6 +62,10 @@ class Pipeline:
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
         for line in idle_lines(self.recipe, fields):
             say(line)
+        self.tree: Taxonomy | None = None
+        """With the classes that are held out."""
+        self.held_out: LabelledData | None = None
+        """Test rows of these."""
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
@@ -87,6 +94,10 @@ class Pipeline:
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
         notes = notes_of(train, validation, test)
+        if self.options.get("init"):
+            notes.append(
+                f"a risk that predict guarantees holds if {self.options['init']} was trained on none of these rows"
+            )
         for note in notes:
             say(note)
         runs = (
@@ -97,6 +108,8 @@ class Pipeline:
         if collective.rank() > 0:
             return
         about = {name: self.options[name] for name in ("known", "levels", "image_size") if self.options.get(name)}
+        if self.held_out is not None and self.tree is not None:
+            about["hold_out"] = {"classes": self.options["hold_out"], "taxonomy": self.tree.to_dict()}
         concepts = self.recipe.concepts_at(train.taxonomy)
         if concepts is not None:
             about["concepts"] = {"level": concepts, "rows": rows_of_concepts(train, concepts)}
@@ -107,6 +120,7 @@ class Pipeline:
             seeds=[self.seed],
             test=test,
             train=train,
+            held_out=self.held_out,
             source=str(self.source),
             device=self.device,
             workers=self.workers,
@@ -128,6 +142,7 @@ class Pipeline:
             *hierarchical_lines(metrics),
             *concept_lines(metrics),
             *retrieval_lines(metrics.get("retrieval", {})),
+            *unknown_lines(metrics),
         ):
             say(line)
         if "verdict" in metrics:
@@ -209,8 +224,8 @@ class Pipeline:
         if like is not None and not isinstance(like.inputs, list):
             channels, height, width = like.image_shape
             size = (height, width)
-        taxonomy = self.options.get("taxonomy") if like is None else like.taxonomy
-        return load_data(
+        taxonomy = self.options.get("taxonomy") if like is None else self.tree
+        data = load_data(
             self.source,
             split,
             self.data_dir,
@@ -223,6 +238,13 @@ class Pipeline:
             seed=self.seed,
             concepts=self.options.get("concepts") if like is None else None,
         )
+        self.tree = data.taxonomy
+        if not self.options.get("hold_out"):
+            return data
+        data, held = hold_out(data, self.options["hold_out"])
+        if split == "test":
+            self.held_out = held
+        return data
 
     def fit(self, recipe: Recipe, train: LabelledData, validation: LabelledData | None, out: RunFolder | Path) -> Run:
         """Train, or go on, in ``out``."""

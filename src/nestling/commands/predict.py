@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
-from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from nestling.bundle import from_pretrained
+from nestling.commands.answers import Progress, Table, answer_all, answer_texts, header, lines, printable
 from nestling.commands.show import require_model
-from nestling.data.images import find_images, read_images
-from nestling.data.text import TextEncoding, find_texts, read_text
-from nestling.errors import DataError, UsageError
+from nestling.commands.train import say
+from nestling.data.images import find_images
+from nestling.data.text import TextEncoding, find_texts
+from nestling.errors import UsageError
 from nestling.evaluate.decide import CONFIDENT
+from nestling.evaluate.index import fingerprint
 from nestling.evaluate.predictor import Predictor
-from nestling.files import write_json, write_text
+from nestling.files import write_json
 
 if TYPE_CHECKING:
     from nestling.options import Predict
+
+OF_RISK = ("guarantee", "delta", "per")
+"""Options that say how a risk is kept."""
+LISTED = 1000
+"""Files that cannot be read and are named at the end; more are counted."""
 
 
 def predict(command: Predict) -> int:
@@ -34,88 +38,91 @@ def predict(command: Predict) -> int:
         raise UsageError("predict needs at least one picture or folder")
     require_model(Path(command.run))
     predictor = from_pretrained(command.run, command.device)
-    preprocessing = predictor.preprocessing
-    if isinstance(preprocessing, TextEncoding):
-        results = of_texts(predictor, command.files)
-        write(command, results)
-        return 3 if any("error" in result for result in results) else 0
-    paths = [path for name in command.files for path in find_images(name)]
+    options = choose(command, predictor)
+    texts = isinstance(predictor.preprocessing, TextEncoding)
+    find = find_texts if texts else find_images
+    paths = [path for name in command.files for path in find(name)]
+    more = [name for name, asked in (("unknown", command.false_alarm), ("sets", command.sets)) if asked]
+    table, done = None, set()
+    if command.csv and command.csv != "-":
+        about = {**asdict(command), "csv": None, "workers": None, "device": None, "model": fingerprint(predictor)}
+        # Answers that are wanted as JSON too are all made anew.
+        table = Table(Path(command.csv), about, more, anew=command.json is not None)
+        done = table.done
+    if done:
+        say(f"{command.csv} holds {len(done):,} answers of {len(paths):,}: it goes on from there")
+        paths = [path for path in paths if printable(str(path)) not in done]
     results: list[dict[str, Any]] = []
-    good: list[np.ndarray] = []
-    places: list[int] = []
-    for number, (name, image) in enumerate(
-        read_images(paths, (preprocessing.height, preprocessing.width), preprocessing.channels)
-    ):
-        if isinstance(image, np.ndarray):
-            good.append(image)
-            places.append(number)
-            results.append({"input": printable(name)})
-        else:
-            results.append({"input": printable(name), "error": printable(str(image))})
-    if good:
-        for place, answer in zip(places, predictor.predict(torch.from_numpy(np.stack(good))), strict=True):
-            results[place] |= {key: value for key, value in answer.items() if key != "input"}
-    write(command, results)
-    return 3 if len(good) < len(results) else 0
+    progress = Progress(len(paths) + len(done), len(done))
+    describe = partial(predictor.describe, **options)
+    every = answer_texts(paths, describe) if texts else answer_all(predictor, paths, describe, command.workers)
+    for answers in every:
+        if table is not None:
+            table.add(answers)
+        if table is None or command.json:
+            results += answers
+        progress.add(len(answers))
+    if table is not None:
+        table.finish()
+        errors = table.errors
+    else:
+        errors = [result["error"] for result in results if "error" in result]
+    report(errors)
+    write(command, results, more)
+    return 3 if errors else 0
 
 
-def of_texts(predictor: Predictor, files: Sequence[str]) -> list[dict[str, Any]]:
-    """The results for text files, one text each; of a folder, for every *.txt in it."""
-    results: list[dict[str, Any]] = []
-    for path in (path for name in files for path in find_texts(name)):
-        try:
-            answer = predictor.predict([read_text(path)])[0]
-        except DataError as error:
-            answer = {"error": printable(str(error))}
-        results.append({**answer, "input": printable(str(path))})
-    return results
+def choose(command: Predict, predictor: Predictor) -> dict[str, Any]:
+    """What ``Predictor.describe`` is told, worked out once; what is promised is said. Raises UsageError."""
+    given = {name: value for name in OF_RISK if (value := getattr(command, name)) is not None}
+    options: dict[str, Any] = {}
+    if command.risk is not None:
+        options["backoff"] = predictor.back_off(command.risk, **given)
+        say(f"risk {100 * command.risk:g} %: {options['backoff'].text}")
+    elif given or command.sets:
+        raise UsageError(f"--{next(iter(given), 'sets')} says how a risk is kept: add --risk, such as --risk 0.05")
+    if command.sets:
+        options["sets"] = predictor.set_thresholds(command.risk)
+    if command.false_alarm is not None:
+        options["raised"] = predictor.alarm(command.false_alarm)
+    return options
 
 
-def printable(name: str) -> str:
-    """A file's name, bytes that are no UTF-8 escaped: files of answers are UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def report(errors: list[str]) -> None:
+    """The files that could not be read, at the end, where they are seen."""
+    for error in errors[:LISTED]:
+        print(f"nestling: {' '.join(error.split())}", file=sys.stderr)
+    if len(errors) > LISTED:
+        print(f"nestling: {len(errors) - LISTED:,} more files cannot be read; the table names them", file=sys.stderr)
 
 
-def write(command: Predict, results: list[dict[str, Any]]) -> None:
-    """The results where they were asked for; a table on stdout where nothing was."""
-    for result in results:
-        if "error" in result:
-            print(f"nestling: {result['error']}", file=sys.stderr)
+def write(command: Predict, results: list[dict[str, Any]], more: list[str]) -> None:
+    """The results where they were asked for; lines on stdout where nothing was."""
     if command.json == "-":
         print(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False))
     elif command.json:
         write_json(command.json, results)
     if command.csv == "-":
-        print(table(results), end="")
-    elif command.csv:
-        write_text(command.csv, table(results))
+        print(header(more) + lines(results, more), end="")
     if not command.json and not command.csv:
         for result in (r for r in results if "path" in r):
-            steps = " > ".join(
-                f"{name} {100 * confidence:.0f} %"
-                for name, confidence in zip(result["path"], result["confidence"], strict=True)
-            )
-            answer = result["answer"]
-            unsure = "" if answer["confidence"] >= CONFIDENT else f", unsure: below {100 * CONFIDENT:.0f} %"
-            print(f"{result['input']}: {answer['class']} ({answer['level']}{unsure})   {steps}")
+            print(line(result, command.risk is not None))
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The results as CSV: input, answer, its level and confidence, path and confidences joined by '/', error."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["input", "answer", "level", "confidence", "path", "confidences", "error"])
-    for result in results:
-        answer = result.get("answer") or {}
-        writer.writerow(
-            [
-                result["input"],
-                answer.get("class", ""),
-                answer.get("level", ""),
-                answer.get("confidence", ""),
-                "/".join(result.get("path", ())),
-                "/".join(f"{c:.4f}" for c in result.get("confidence", ())),
-                result.get("error", ""),
-            ]
-        )
-    return text.getvalue()
+def line(result: dict[str, Any], guaranteed: bool) -> str:
+    """One answer in words."""
+    steps = " > ".join(
+        f"{name} {100 * confidence:.0f} %"
+        for name, confidence in zip(result["path"], result["confidence"], strict=True)
+    )
+    answer = result["answer"]
+    if answer is None:
+        said = "no answer"
+    else:
+        sure = guaranteed or answer["confidence"] >= CONFIDENT
+        said = f"{answer['class']} ({answer['level']}{'' if sure else f', unsure: below {100 * CONFIDENT:.0f} %'})"
+    if result.get("unknown"):
+        said += f", perhaps {result['unknown']['text']}"
+    for level, names in result.get("sets", {}).items():
+        steps += f"; {level}: {', '.join(names) or 'none'}"
+    return f"{result['input']}: {said}   {steps}"

@@ -38,19 +38,20 @@ OPTIONS: dict[str, Any] = {
     "baselines": bool,
     "precision": str,
     "memory": str,
+    "hold_out": tuple[str, ...],
 }
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
-FLAGS = {"qualify_names": False, "baselines": False}
+FLAGS = {"qualify_names": False, "baselines": False, "hold_out": ()}
 AUTO = "auto"
 """The method is chosen from the labels."""
-MORE = ("baselines", "memory")
+MORE = ("baselines", "memory", "hold_out")
 """Those that ``train`` alone has."""
 
 
 def train(command: Train) -> int:
     """Run the command. Everything is checked before anything is written."""
     began = time.monotonic()
-    options, fields = settings(command, {"baselines": command.baselines, "memory": command.memory}, AUTO)
+    options, fields = settings(command, {name: getattr(command, name) for name in MORE}, AUTO)
     deadline: float | None = None
     chosen: Sequence[Choice] = ()
     if command.minutes is not None or options["method"] == AUTO:
@@ -113,8 +114,9 @@ def settings(
         config.pop(name, None)
     if command.level_names is not None:
         options["levels"] = command.level_names
-    if "levels" in options:
-        options["levels"] = list(options["levels"])
+    for name in ("levels", "hold_out"):
+        if name in options:
+            options[name] = list(options[name])
     if isinstance(options["known"], str):
         options["known"] = parse_known(options["known"])
     if not isinstance(options["known"], dict):

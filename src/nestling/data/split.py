@@ -40,6 +40,23 @@ def cut(data: LabelledData, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: 
     return tuple(parts)
 
 
+def cut_parts(
+    data: LabelledData, validation: LabelledData | None = None, seed: int = 0
+) -> tuple[LabelledData, LabelledData, LabelledData]:
+    """Training, validation and calibration rows: 80/10/10, or 90/10 where the source has validation rows of its own.
+
+    Calibration rows serve the guarantee of ``nestling predict --risk`` alone: nothing is learned from them or chosen.
+    Raises ``UsageError`` where there is no row to train on.
+    """
+    if validation is None:
+        train, validation, calibration = cut(data, (0.8, 0.1, 0.1), seed)
+    else:
+        train, calibration = cut(data, (0.9, 0.1), seed)
+    if len(train) == 0:
+        raise UsageError("there is no row to train on: the data are empty")
+    return train, validation, calibration
+
+
 def strata(labels: np.ndarray, taxonomy: Taxonomy) -> np.ndarray:
     """For labels (n, levels): int64 (n, 2), the finest known level and the column there; (-1, -1) without a label.
 

@@ -22,7 +22,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.images import LazyImages
 from nestling.data.loader import DeviceData
-from nestling.data.split import cut
+from nestling.data.split import cut_parts
 from nestling.data.stream import has_room, in_parts
 from nestling.data.text import AnyPreprocessing, TextEncoding, encoded, is_text
 from nestling.data.transforms import Preprocessing
@@ -34,7 +34,7 @@ from nestling.engine.predict import accuracy_per_level, predict
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime, seeded
 from nestling.engine.stage import StageRun
-from nestling.errors import Interrupted, UsageError
+from nestling.errors import Interrupted
 from nestling.files import Appender
 from nestling.methods.recipe import Recipe, Stage
 from nestling.models.build import build_model
@@ -64,12 +64,16 @@ class Run:
     seconds: float
     objectives: dict[str, Objective] = field(default_factory=dict)
     """As they ended, those of the stages whose terms have rows of their own, by stage."""
+    validation: LabelledData | None = None
+    """The rows that chose the epoch and the temperatures."""
+    calibration: LabelledData | None = None
+    """The rows that nothing was learned from or chosen by: what a risk is guaranteed on."""
 
     def save_pretrained(self, path: Path | str) -> None:
-        """Write the bundle: weights, taxonomy, preprocessing, calibration."""
-        from nestling.bundle import save_bundle
+        """Write the bundle: weights, taxonomy, preprocessing, calibration, and the scores of the calibration rows."""
+        from nestling.bundle import held_scores, save_bundle
 
-        save_bundle(path, self.model, self.preprocessing)
+        save_bundle(path, self.model, self.preprocessing, scores=held_scores(self))
 
 
 def fit(
@@ -131,12 +135,11 @@ def fit(
                 deadline=deadline,
             )
     data, validation = encoded(data), None if validation is None else encoded(validation)
-    given = 0 if validation is None else len(validation)
     if whole:
         train, validation = data, data.subset([]) if validation is None else validation
+        calibration = data.subset([])
     else:
-        train, validation = cut_rows(data, validation, seed)
-    calibration = len(data) + given - len(train) - len(validation)
+        train, validation, calibration = cut_parts(data, validation, seed)
     if out is not None:
         out.recognise("training data", fingerprint([train, validation]), "the hash by which a resume knows them again")
         if model is not None:
@@ -173,7 +176,7 @@ def fit(
         if backbone == "auto"
         else "as given",
     )
-    rows = f"{len(train)} training, {len(validation)} validation, {calibration} calibration"
+    rows = f"{len(train)} training, {len(validation)} validation, {len(calibration)} calibration"
     engine.decide("rows", rows, "all train" if whole else "cut within each class of the finest known level")
     # Whatever the recipe cannot do is found before anything is written or trained.
     with seeded(0):
@@ -191,17 +194,14 @@ def fit(
         decisions=engine.decisions,
         seconds=time.monotonic() - began,
         objectives=engine.objectives,
+        validation=validation,
+        calibration=calibration,
     )
 
 
 def cut_rows(data: LabelledData, validation: LabelledData | None, seed: int) -> tuple[LabelledData, LabelledData]:
     """Training and validation rows; the calibration rows that are cut off beside them serve the guarantee alone."""
-    if validation is None:
-        train, validation, _ = cut(data, (0.8, 0.1, 0.1), seed)
-    else:
-        train, _ = cut(data, (0.9, 0.1), seed)
-    if len(train) == 0:
-        raise UsageError("there is no row to train on: the data are empty")
+    train, validation, _ = cut_parts(data, validation, seed)
     return train, validation
 
 

@@ -94,8 +94,13 @@ def decide_path(answers: Answers, taxonomy: Taxonomy) -> Decisions:
     return _numpy(columns, confidence)
 
 
-def describe_paths(answers: Answers, taxonomy: Taxonomy, flat: bool) -> list[dict[str, Any]]:
-    """For every row its path, the confidences along it, and the answer: as in ``predict --json``, without the input."""
+def describe_paths(
+    answers: Answers, taxonomy: Taxonomy, flat: bool, depth: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """For every row its path, the confidences along it, and the answer: as in ``predict --json``, without the input.
+
+    ``depth`` (n,): how many levels of the path are answered, 0 for no answer; by default those that are confident.
+    """
     path = decide_leaf(answers, taxonomy) if flat else decide_path(answers, taxonomy)
     names = {level: taxonomy.column_names(level) for level in path.columns}
     results = []
@@ -106,13 +111,16 @@ def describe_paths(answers: Answers, taxonomy: Taxonomy, flat: bool) -> list[dic
             # A pass-through column repeats a leaf that ended above.
             if column < len(taxonomy.classes[level]):
                 steps.append((level, names[level][column], float(path.confidence[level][row])))
-        sure = [step for step in steps if step[2] >= CONFIDENT] or steps[:1]
-        level, name, confidence = sure[-1]
+        if depth is None:
+            sure = [step for step in steps if step[2] >= CONFIDENT] or steps[:1]
+        else:
+            sure = steps[: int(depth[row])]
+        answer = dict(zip(("level", "class", "confidence"), sure[-1], strict=True)) if sure else None
         results.append(
             {
                 "path": [s[1] for s in steps],
                 "confidence": [s[2] for s in steps],
-                "answer": {"level": level, "class": name, "confidence": confidence},
+                "answer": answer,
             }
         )
     return results

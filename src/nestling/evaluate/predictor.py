@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,12 @@ from nestling.data.text import AnyPreprocessing, TextEncoding
 from nestling.engine.predict import concatenate
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
+from nestling.evaluate.answered import Backoff
+from nestling.evaluate.backoff import DELTA, back_off
 from nestling.evaluate.decide import describe_paths
+from nestling.evaluate.scores import Scores, path_of
+from nestling.evaluate.sets import classes_above, set_thresholds
+from nestling.evaluate.unknowns import Alarm, alarm
 from nestling.models.model import Answers, Model, Outputs
 from nestling.taxonomy import Taxonomy
 
@@ -25,11 +30,19 @@ SHOWN = 80
 class Predictor:
     """Final. Answers at the granularity that the model can vouch for. ``nestling.from_pretrained`` makes one."""
 
-    def __init__(self, model: Model, preprocessing: AnyPreprocessing, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Model,
+        preprocessing: AnyPreprocessing,
+        device: str = "auto",
+        scores: Mapping[str, Scores] | None = None,
+    ) -> None:
         self.runtime = Runtime.choose(device, "fp32")
         self.runtime.prepare(model)
         self.model = model.eval()
         self.preprocessing = preprocessing
+        self.scores = dict(scores or {})
+        """Of calibration and validation rows, on which a risk is guaranteed."""
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -46,10 +59,71 @@ class Predictor:
         """
         return {level: p.cpu().numpy() for level, p in self.answers(inputs).combined.items()}
 
-    def predict(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
-        """For every input its path, the confidences along it, and the answer; as ``nestling predict --json``."""
-        images = self.images(inputs)
-        found = describe_paths(self._answers(images), self.taxonomy, self.model.flat)
+    def predict(
+        self,
+        inputs: Sequence[Any] | np.ndarray | torch.Tensor,
+        risk: float | None = None,
+        *,
+        guarantee: str = "ltt",
+        delta: float = DELTA,
+        per: str = "all",
+        sets: bool = False,
+        false_alarm: float | None = None,
+    ) -> list[dict[str, Any]]:
+        """For every input its path, the confidences along it, and the answer; as ``nestling predict --json``.
+
+        With ``risk`` the answer is the deepest one of which at most that share is wrong, as ``back_off`` guarantees it
+        with these options, or None; ``sets`` adds for every level the classes that hold the true one with probability
+        at least 1 - risk. With ``false_alarm`` the key ``unknown`` says what is of no known class, as ``{"level",
+        "text"}``, else None. Raises UsageError where the calibration rows are too few.
+        """
+        return self.describe(
+            inputs,
+            None if risk is None else self.back_off(risk, guarantee=guarantee, delta=delta, per=per),
+            self.set_thresholds(risk) if sets else None,
+            None if false_alarm is None else self.alarm(false_alarm),
+        )
+
+    def alarm(self, rate: float) -> Alarm:
+        """When a path is called unknown; raises as ``evaluate.unknowns.alarm``."""
+        return alarm(self.scores.get("calibration"), rate)
+
+    def back_off(self, risk: float, *, guarantee: str = "ltt", delta: float = DELTA, per: str = "all") -> Backoff:
+        """The thresholds that keep a risk, and what they promise; raises as ``evaluate.backoff.back_off``."""
+        parts = self.scores.get("calibration"), self.scores.get("validation")
+        return back_off(*parts, risk, guarantee=guarantee, delta=delta, per=per)
+
+    def set_thresholds(self, risk: float | None) -> dict[str, float]:
+        """For each level the least probability of a class in its prediction set; levels with too few rows are left out.
+
+        Raises UsageError where all are.
+        """
+        if risk is None:
+            raise UsageError("prediction sets need a risk: that the true class is not among them")
+        return set_thresholds(self.scores.get("calibration"), risk)
+
+    def describe(
+        self,
+        inputs: Sequence[Any] | np.ndarray | torch.Tensor,
+        backoff: Backoff | None = None,
+        sets: Mapping[str, float] | None = None,
+        raised: Alarm | None = None,
+    ) -> list[dict[str, Any]]:
+        """``predict`` with what was worked out once for many inputs."""
+        answers = self._answers(self.images(inputs))
+        depth = None
+        confidence, columns = path_of(answers, self.taxonomy, self.model.flat)
+        if backoff is not None:
+            widths = [self.taxonomy.num_classes(level) for level in answers.combined]
+            depth = backoff.depth(confidence, columns, columns < np.array(widths))
+        found = describe_paths(answers, self.taxonomy, self.model.flat, depth)
+        if sets is not None:
+            for result, chosen in zip(found, classes_above(answers.combined, self.taxonomy, sets), strict=True):
+                result["sets"] = chosen
+        if raised is not None:
+            said = raised.describe(confidence, [result["path"] for result in found])
+            for result, text in zip(found, said, strict=True):
+                result["unknown"] = text
         texts = isinstance(self.preprocessing, TextEncoding)
         return [
             {"input": item[:SHOWN] if texts else name_of(item, row), **result}

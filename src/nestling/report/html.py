@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -25,7 +26,17 @@ def _shown(value: object) -> object:
 def _figures(content: Content) -> dict[str, str]:
     """Name -> data URI of every figure that the content has data for."""
     # Matplotlib costs half a second of import, which the model card, in this package too, need not pay.
-    from nestling.report import calibration, comparison, concepts, curves, icicle, plots, retrieval, robustness
+    from nestling.report import (
+        backoff,
+        calibration,
+        comparison,
+        concepts,
+        curves,
+        icicle,
+        plots,
+        retrieval,
+        robustness,
+    )
 
     makers: dict[str, Callable] = {
         "forest": comparison.forest,
@@ -36,6 +47,7 @@ def _figures(content: Content) -> dict[str, str]:
         "theory": retrieval.theory,
         "training": curves.training,
         "concepts": concepts.concepts,
+        "backoff": backoff.backoff,
         "taxonomy": icicle.icicle,
     }
     with plots.styled():
@@ -53,6 +65,18 @@ def _facts(content: Content) -> list[tuple[str, str]]:
     facts += [("Commit", str(metrics["commit"]))] if metrics.get("commit") else []
     facts += [("Time", f"{metrics['seconds']:.0f} s")] if metrics.get("seconds") else []
     return facts + [(f"Version of {name}", str(v)) for name, v in (metrics.get("versions") or {}).items()]
+
+
+def _ranked(backoff: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows of the table of risks, named; mean risks, of another kind, last."""
+    words = {"ltt": "risk of {} % guaranteed", "crc": "risk of {} % on average"}
+    return [(text.format(f"{100 * row['risk']:g}"), row) for name, text in words.items() for row in backoff[name]]
+
+
+def _unknown_kinds(unknown: dict[str, Any]) -> list[str]:
+    """The scores by which rows of no known class were told."""
+    entries = [level[name] for level in unknown["levels"] for name in unknown["sets"] if name in level]
+    return list(entries[0]["auroc"]) if entries else []
 
 
 def _race(content: Content) -> dict | None:
@@ -118,5 +142,7 @@ def render(content: Content) -> str:
         groups=groups(content),
         num_hidden=max(len(content.examples) - SHOWN, 0),
         facts=_facts(content),
+        ranked=_ranked,
+        unknown_kinds=_unknown_kinds,
     )
     return page.encode("utf-8", "replace").decode("utf-8")
