@@ -39,7 +39,7 @@ help:
 	$(INSTALL) '.[hub,sweep,test]'
 	touch $@
 
-.venv/.installed-bench: .venv/.installed-bench
+.venv/.installed-bench: .venv/.installed-hub
 	$(INSTALL) '.[hub,bench]'
 	touch $@
 

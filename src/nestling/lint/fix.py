@@ -34,13 +34,13 @@ def check_target(out: str | Path, source: str | Path) -> Path:
 def check_fits(table: Table, out: Path) -> None:
     """Whether a source like this one can be copied there. Raises UsageError."""
     suffix = out.suffix.lower() if out.suffix.lower() in SUFFIXES else ""
-    tables = () if table.folders else (".csv", ".tsv") if table.files else (".parquet",)
+    tables: tuple[str, ...] = () if table.folders else (".csv", ".tsv") if table.files else (".parquet",)
     if suffix not in ("", *tables):
         kind = " or ".join(["a folder", *(f"a {name} file" for name in tables[:1])])
         raise UsageError(f"--fix {out}: of this source the copy is {kind}; got {suffix!r}")
     others = sorted(set(table.splits) - {*SPLITS, ""})
     if others and not suffix and not table.folders:
-        raise UsageError(f"--fix {out}: the splits {listed(others)} have no file of their own: name a {tables[0]} file")
+        raise UsageError(f"--fix {out}: the splits {listed(others)} have no file of their own: name a file")
 
 
 def write_copy(mended: Table, original: Table, out: Path) -> None:

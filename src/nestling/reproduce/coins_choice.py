@@ -72,7 +72,7 @@ CHOICE = Table(
     name="coins-choice",
     paper="Weakly Supervised Representation Learning with Coarse Labels, Section 4.1: the search for lambda",
     about="coins-imp at six lambda: the fine R@1 of what each rule picks by coarse labels of validation rows alone. "
-    "The rules were fixed with digit-pairs and mnist in sight; fashion_mnist and grocery judge them. The sizes are "
+    "The rules were fixed before, in view of digit-pairs; fashion_mnist and grocery judge them. The sizes are "
     "those of the small scale at every scale. Lambda alone is chosen: the rest is the recipe's.",
     trials=choice_trials,
     seeds={"smoke": 1, "small": 3, "paper": 3},
