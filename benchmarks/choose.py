@@ -23,7 +23,8 @@ from nestling.commands.finish import default_distortions, score
 from nestling.commands.jobs import Job, run_jobs
 from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
-from nestling.engine.fit import Run, fit
+from nestling.engine.fit import fit
+from nestling.engine.run import Run
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import excess, gap
 from nestling.evaluate.measure import CLEAN, outputs_of

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from nestling.data.dataset import LabelledData
 from nestling.engine import room
-from nestling.engine.fit import Run, cut_rows
+from nestling.engine.fit import cut_rows
+from nestling.engine.run import Run
 from nestling.engine.stage import StageRun
 from nestling.methods import Layerwise, Optimizer
 from nestling.models.build import build_model

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from nestling.data.dataset import LabelledData
 from nestling.engine import stage as engine_stage
-from nestling.engine.fit import Run, fit
+from nestling.engine.fit import fit
+from nestling.engine.run import Run
 from nestling.engine.stage import StageRun
 from nestling.methods import Coins, EndToEnd, FlatMarginal, Nested, Robust
 from nestling.methods.recipe import Optimizer, Recipe, Stage

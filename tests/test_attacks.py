@@ -20,7 +20,8 @@ from nestling.data.dataset import LabelledData
 from nestling.data.sources import load_data
 from nestling.data.text import TextEncoding
 from nestling.data.transforms import Preprocessing
-from nestling.engine.fit import Run, fit
+from nestling.engine.fit import fit
+from nestling.engine.run import Run
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
 from nestling.evaluate.attack_specs import KINDS, parse_attack

@@ -18,7 +18,7 @@ from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
 from nestling.evaluate.measure import CLEAN, measure, outputs_of
 from nestling.methods import Coins
-from nestling.methods.coins import switched_on
+from nestling.methods.coins_hooks import switched_on
 from nestling.methods.recipe import Optimizer, Stage
 from nestling.models.build import build_model
 from nestling.models.search import SearchModel

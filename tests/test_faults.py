@@ -22,7 +22,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.loader import DeviceData
 from nestling.engine import stage as engine_stage
 from nestling.engine.checkpoint import Checkpoints, pick
-from nestling.engine.fit import Run
+from nestling.engine.run import Run
 from nestling.engine.stage import StageRun
 from nestling.errors import DivergedError, Interrupted, StorageError
 from nestling.methods.recipe import Recipe, Select

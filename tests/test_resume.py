@@ -17,7 +17,8 @@ from nestling import files
 from nestling.data.dataset import LabelledData
 from nestling.engine import predict, runtime
 from nestling.engine import stage as engine_stage
-from nestling.engine.fit import Run, fit
+from nestling.engine.fit import fit
+from nestling.engine.run import Run
 from nestling.engine.select import Judge
 from nestling.engine.stage import LOG_EVERY, StageRun
 from nestling.errors import BusyError, DataError, Interrupted, StorageError, UsageError

@@ -17,7 +17,8 @@ from layers import recipe as layerwise
 from nestling import collective
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
-from nestling.engine.fit import Run, fit
+from nestling.engine.fit import fit
+from nestling.engine.run import Run
 from nestling.errors import DivergedError
 from nestling.methods import Coins, FlatMarginal, Nested, Robust
 from nestling.methods.coins import Moco

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from nestling import __version__
 from nestling.data.decode import MAX_PIXELS
 from nestling.data.text import AnyPreprocessing, preprocessing_of
-from nestling.engine.fit import Run
+from nestling.engine.run import Run
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, MissingExtraError, NestlingError, StorageError, UsageError, listed
 from nestling.evaluate.predictor import Predictor

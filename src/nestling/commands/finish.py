@@ -10,7 +10,7 @@ from typing import Any
 from nestling.bundle import held_scores, save_bundle
 from nestling.commands.unknown import HELD_OUT, measure_unknown
 from nestling.data.dataset import LabelledData
-from nestling.engine.fit import Run
+from nestling.engine.run import Run
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import compare, verdict

@@ -11,8 +11,8 @@ from nestling.errors import UsageError
 if TYPE_CHECKING:
     from nestling.commands.pipeline import Pipeline
     from nestling.data.dataset import LabelledData
-    from nestling.engine.fit import Run
     from nestling.engine.plan import StagePlan
+    from nestling.engine.run import Run
     from nestling.methods.coins import Coins
 
 Trial = Mapping[str, Any]

@@ -28,8 +28,9 @@ from nestling.data.fingerprint import fingerprint
 from nestling.data.hold_out import hold_out
 from nestling.data.sources import has_split, load_data
 from nestling.data.text import holds_texts
-from nestling.engine.fit import Run, cut_rows, fit
+from nestling.engine.fit import cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
+from nestling.engine.run import Run
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime, seeded
 from nestling.errors import DivergedError, UsageError

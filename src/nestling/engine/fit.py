@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from nestling.engine.features import Features
 from nestling.engine.log import Reporter
 from nestling.engine.plan import plan
 from nestling.engine.predict import accuracy_per_level, predict
+from nestling.engine.run import Run
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime, seeded
 from nestling.engine.stage import StageRun
@@ -46,34 +47,6 @@ from nestling.seeds import derive
 
 SAMPLE = 10_000
 """Training rows, at even distances, from which the mean and deviation of pixels are taken."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A trained model, and how it came about."""
-
-    model: Model
-    metrics: dict[str, Any]
-    """On validation rows: loss and accuracy per level of the epoch kept."""
-    path: Path | None
-    preprocessing: AnyPreprocessing
-    history: list[dict[str, Any]]
-    """One record per epoch: stage, epoch, training and validation loss, accuracy per level."""
-    decisions: list[tuple[str, object, str]]
-    """What was chosen automatically: name, value, reason."""
-    seconds: float
-    objectives: dict[str, Objective] = field(default_factory=dict)
-    """As they ended, those of the stages whose terms have rows of their own, by stage."""
-    validation: LabelledData | None = None
-    """The rows that chose the epoch and the temperatures."""
-    calibration: LabelledData | None = None
-    """The rows that nothing was learned from or chosen by: what a risk is guaranteed on."""
-
-    def save_pretrained(self, path: Path | str) -> None:
-        """Write the bundle: weights, taxonomy, preprocessing, calibration, and the scores of the calibration rows."""
-        from nestling.bundle import held_scores, save_bundle
-
-        save_bundle(path, self.model, self.preprocessing, scores=held_scores(self))
 
 
 def fit(

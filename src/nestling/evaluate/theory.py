@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nestling.data.dataset import LabelledData
 from nestling.data.loader import DeviceData
-from nestling.engine.fit import Run
 from nestling.engine.predict import predict
+from nestling.engine.run import Run
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
 from nestling.objectives.instance_terms import InstanceTerm

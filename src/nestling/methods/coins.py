@@ -8,20 +8,19 @@ Coarse classification leaves fine patterns out, instance classification drowns t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import temperature_stage
+from nestling.methods.coins_hooks import CatchUp, Clustering, Following, switched_on
 from nestling.methods.concepts import ConceptOptions
-from nestling.methods.recipe import Context, Optimizer, Recipe, Stage, check, of_stage
+from nestling.methods.recipe import Optimizer, Recipe, Stage, check, of_stage
 from nestling.models.build import SearchOptions
 from nestling.models.model import Model
 from nestling.models.search import SearchModel
@@ -265,41 +264,3 @@ class Coins(ConceptOptions, Recipe):
         if model.earlier is not None and not term.place.is_meta:
             term.adopt(model.earlier)
         return term
-
-
-def switched_on(epochs: int) -> float:
-    """The progress at which proxies begin to count: with the first whole epoch of the second half."""
-    return math.ceil(epochs / 2) / epochs
-
-
-@dataclass(frozen=True)
-class Following:
-    """After each step the slow copy moves towards the model."""
-
-    contrast: MomentumContrast
-
-    def __call__(self, context: Context) -> None:
-        self.contrast.follow(context.model)
-
-
-@dataclass(frozen=True)
-class CatchUp:
-    """The stage's file holds every row as it is at the end: a later run goes on from there."""
-
-    def __call__(self, context: Context) -> None:
-        for term in context.objective.terms:
-            if isinstance(term, InstanceTerm):
-                term.rows.current()
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """After each epoch from half-way on but the last, the proxies are made anew from the rows of then (Algorithm 1)."""
-
-    proxies: InstanceProxy
-
-    def __call__(self, context: Context) -> None:
-        # After the last epoch nobody would read them.
-        if math.ceil(context.epochs / 2) <= context.epoch + 1 < context.epochs:
-            # The engine seeds every hook, by the run's seed and the epoch.
-            self.proxies.cluster(int(torch.randint(2**31, ())))

@@ -10,7 +10,7 @@ import torch
 
 from nestling.data.dataset import LabelledData
 from nestling.data.text import AnyPreprocessing
-from nestling.engine.fit import Run
+from nestling.engine.run import Run
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.decide import describe_paths
 from nestling.evaluate.measure import CLEAN, Measurement, outputs_of

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nestling.data.dataset import LabelledData
 from nestling.data.loader import DeviceData
-from nestling.engine.fit import Run, fit
+from nestling.engine.fit import fit
 from nestling.engine.predict import predict
+from nestling.engine.run import Run
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.linear import in_top
 from nestling.files import write_json
