@@ -114,7 +114,11 @@ SETTINGS: list[tuple[list[str], int, list[str]]] = [
     (["--known", "coarse=nan"], 2, ["fraction", "[0, 1]", "nan"]),
     (["--known", "coarse=-0.1"], 2, ["fraction", "[0, 1]", "-0.1"]),
     (["--known", "middle=0.1,fine=0.5"], 2, ["may not rise towards fine", "fine=0.5", "middle=0.1"]),
-    (["--known", "fine=0"], 2, ["no training row is labelled at level 'fine'", "--known fine=", "--levels"]),
+    (
+        ["--known", "fine=0", "--method", "nested"],
+        2,
+        ["no training row is labelled at level 'fine'", "--known fine=", "--levels"],
+    ),
     (["--known", "fine=0", "--method", "end-to-end"], 2, ["no training row is labelled for end-to-end", "'fine'"]),
     (["--levels", "coarse,nope"], 2, ["unknown level of digits nope", "'middle'"]),
     (["--levels", ","], 2, ["levels must be different names"]),
@@ -146,7 +150,7 @@ def test_no_such_device(here: Path) -> None:
 
 def test_a_setting_is_refused_before_a_baseline_is_trained(here: Path) -> None:
     refuse(2, ["optimizer.lr has 2 values"], *DIGITS, "--baselines", "--set", "optimizer.lr=[0.1,0.2]")
-    refuse(2, ["no training row", "'fine'"], *DIGITS, "--baselines", "--known", "fine=0")
+    refuse(2, ["no training row", "'fine'"], *DIGITS, "--baselines", "--method", "nested", "--known", "fine=0")
     assert everything(here) == []
 
 
@@ -444,7 +448,7 @@ def test_precedence(here: Path) -> None:
 
 
 def test_a_recipe_is_a_configuration(here: Path) -> None:
-    succeed(*DIGITS, *QUICK, "--known", "middle=0.5,fine=0.25", "--seed", 3)
+    succeed(*DIGITS, *QUICK, "--method", "nested", "--known", "middle=0.5,fine=0.25", "--seed", 3)
     succeed("train", "--config", "run/recipe.toml", "--out", "again", "--device", "cpu")
     assert recipe("again") == recipe("run")
     assert (here / "again/model/model.safetensors").read_bytes() == (here / "run/model/model.safetensors").read_bytes()
@@ -463,7 +467,7 @@ def test_sets_accumulate(here: Path) -> None:
 
 
 def test_the_default_folder_is_named_by_the_settings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nestling.commands.pipeline.Pipeline.run", lambda _: None)
+    monkeypatch.setattr("nestling.commands.pipeline.Pipeline.run", lambda *_: None)
     first = succeed("train", "digits", *QUICK).out
     assert re.fullmatch(r"runs/digits-nested-[0-9a-f]{8}\n", first)
     others = [("--seed", 1), ("--known", "fine=0.5"), ("--method", "end-to-end"), ("--precision", "bf16")]

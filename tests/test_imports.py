@@ -52,7 +52,7 @@ FOR_ANNOTATIONS: dict[str, set[str]] = {"objectives": {"models"}, "commands": {"
 """What a part may name, under ``if TYPE_CHECKING``, though it does not import it."""
 
 WHEN_CALLED: dict[str, set[str]] = {
-    "engine/fit.py": {"bundle"},  # Run.save_pretrained
+    "engine/run.py": {"bundle"},  # Run.save_pretrained
 }
 """What a module may import inside a function, for a shorthand that reaches up."""
 

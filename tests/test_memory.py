@@ -175,5 +175,5 @@ def test_bad_budgets(tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     refuse(2, ["no plan fits into", "the least is"], *TRAIN, "--memory", "1kB", *out)
     refuse(2, ["cannot read --memory 'much'"], *TRAIN, "--memory", "much", *out)
-    refuse(2, ["--memory", "--method layerwise"], "train", "digits", "--memory", "1GB", *out)
+    refuse(2, ["--memory", "--method layerwise"], "train", "digits", "--method", "nested", "--memory", "1GB", *out)
     assert not (tmp_path / "run").exists()

@@ -125,7 +125,7 @@ def test_weights_on_the_command_line(tmp_path: Path) -> None:
     source = tree(tmp_path / "tree", FOUR)
     command = ("train", source, "--method", "end-to-end", *QUICK, "--out", tmp_path / "run", "--weights")
     refuse(2, ["there is no such file"], *command, tmp_path / "none.safetensors")
-    (tmp_path / "bad.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      junk")
+    (tmp_path / "bad.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     refuse(2, ["lacks"], *command, tmp_path / "bad.safetensors")
     (tmp_path / "worse.safetensors").write_bytes(b"no such format at all")
     refuse(5, ["damaged, or no safetensors file"], *command, tmp_path / "worse.safetensors")

@@ -313,7 +313,9 @@ def test_the_network_is_one_softmax_on_the_backbone(toy_data: LabelledData) -> N
     assert isinstance(model, NestedModel) and model.outputs == ("fine",) and not len(model.decoder)
     outputs = model(torch.zeros(2, 1, 8, 8))
     torch.testing.assert_close(outputs.features["fine"], outputs.embedding)
-    assert model.config["options"] == {"skips": True, "norm": "batch", "plain": True}
+    assert model.config["options"] == {
+        "skips": True, "norm": "batch", "plain": True, "hidden": (), "dropout": 0.0,
+    }  # fmt: skip
     torch.testing.assert_close(outputs.logits["fine"], model.head["fine"](outputs.embedding))
 
 

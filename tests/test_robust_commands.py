@@ -198,7 +198,7 @@ def test_wrong_mixes(lines: list[Any], code: int, parts: list[str], flat: Path, 
 def test_other_wrong_words(flat: Path, place: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "run")
     mix = table(tmp_path / "mix.csv", ["class", "share"], [("a", 1)])
-    refuse(2, ["which nested has not"], "train", flat, *QUICK, "--target-mix", mix, *out)
+    refuse(2, ["which nested has not"], "train", flat, "--method", "nested", *QUICK, "--target-mix", mix, *out)
     refuse(2, ["there is no file", "class,concept"], "train", flat, *ROBUST, "--concepts", "nothing.csv", *out)
     refuse(2, ["there is no file", "class,share"], "train", flat, *ROBUST, "--target-mix", "nothing.csv", *out)
     refuse(2, ["strength, lambda, must be above 0, got 0"], "train", flat, *ROBUST, "strength=0", *out)

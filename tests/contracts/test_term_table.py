@@ -345,7 +345,7 @@ def test_terms_that_compare_rows_say_so(row: Row) -> None:
 def test_terms_save_no_weights_of_the_model(row: Row) -> None:
     term = row.make()
     assert not list(term.parameters())
-    kept = {"weight", "velocity", "behind", "membership", "proxies", "queue", "place"}
+    kept = {"weight", "velocity", "behind", "membership", "proxies", "queue", "place", "numbers"}
     # A slow copy is no longer the model's weights.
     own = [name for name in term.state_dict() if not name.startswith("keys.")]
     assert {name.rpartition(".")[2] for name in own} <= kept, "rows, clusters and queues of its own alone"

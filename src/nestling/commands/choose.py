@@ -53,7 +53,11 @@ def choose(
     command: Train, options: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], list[Choice]]:
     """Options and fields with a method in them, and what was chosen. A run that was begun keeps its method."""
-    begun = _begun(command.out)
+    given = _given(command.out)
+    begun = given.get("method")
+    if begun is not None and given.get("source") != options["source"]:
+        # Another run stands there, which the folder will say.
+        return {**options, "method": begun}, dict(fields), []
     data = load_labels(
         options["source"],
         "train",
@@ -75,14 +79,16 @@ def choose(
     )
     method, more, reason = choose_method(seen)
     if begun is not None:
-        method, more, reason = begun, more if begun == method else {}, f"as the run {command.out} was begun"
+        method, more = begun, more if begun == method else {}
     kind = recipe_class(method)
     rows, _ = cut_rows(data, None, options["seed"])
     epochs, why = choose_epochs(method, len(rows), len(seen.levels))
     if epochs is not None:
         more = {**more, "epochs": epochs}
-    chosen = [Choice("method", method, reason)]
     fields = fields_with(fields, more)
+    if begun is not None:
+        return {**options, "method": method}, fields, []
+    chosen = [Choice("method", method, reason)]
     recipe: Recipe = apply(kind(), fields)
     if "epochs" in more and fields["epochs"] == more["epochs"]:
         chosen.append(Choice("epochs", str(epochs), why))
@@ -92,13 +98,14 @@ def choose(
     return {**options, "method": method}, fields, chosen
 
 
-def _begun(out: str | None) -> str | None:
-    """The method of the run that stands in the folder already."""
+def _given(out: str | None) -> dict[str, Any]:
+    """The settings of the run that stands in the folder already; none where there is no run, or no place for one."""
     path = Path(out or "", "recipe.toml")
-    if out is None or not path.is_file():
-        return None
-    method = load_toml(path).get("given", {}).get("method")
-    return method if isinstance(method, str) else None
+    try:
+        found = load_toml(path).get("given", {}) if out is not None and path.is_file() else {}
+    except OSError:
+        return {}
+    return found if isinstance(found.get("method"), str) else {}
 
 
 def deadline_of(minutes: float | None, began: float) -> float | None:

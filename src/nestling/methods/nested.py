@@ -119,7 +119,7 @@ class Nested(ConceptOptions, Recipe):
                 lr=REJECTION_RATE,
                 epochs=self.rejection_epochs,
                 batch_size=128,
-                steps_per_epoch=self.steps_per_epoch or max(-(-len(data) // 128), 40),
+                steps_per_epoch=max(-(-len(data) // 128), 40),
             )
         if self.calibration in ("temperature", "both"):
             yield temperature_stage(model, data, self.optimizer)
