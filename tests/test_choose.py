@@ -113,6 +113,8 @@ def test_minutes_choose_epochs_and_a_resume_keeps_them(tmp_path: Path) -> None:
     recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())
     assert recipe["given"]["epochs"] == 100000 and '"epochs": ' in recipe["derived"]["epochs in time"]["value"]
     assert "is finished" in succeed(*command, "--out", tmp_path / "run").err
+    refuse(2, ["minutes: 0.1 there, 5"], *command[:-1], "5", "--out", tmp_path / "run")
+    refuse(2, ["minutes: 0.1 there, not set now"], *command[:-2], "--out", tmp_path / "run")
 
 
 def test_a_stage_ends_with_the_epoch_under_way_when_the_time_is_over(toy_data: LabelledData, tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ def test_progress_is_said_now_and_then(capsys: pytest.CaptureFixture[str], monke
 
 
 def test_answers_that_keep_a_risk(run: Path, folder: Path) -> None:
+    refuse(
+        2, ["--delta has no effect"], "predict", run, folder, "--risk", "0.2", "--guarantee", "crc", "--delta", "0.2"
+    )
     done = nestling("predict", run, folder, "--risk", "0.2", "--guarantee", "crc", "--json", "-", "--sets")
     assert done.code == 3 and "risk 20 %: answers down to level fine" in done.err
     assert "labels are missing at random" in done.err

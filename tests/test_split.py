@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nestling.data import LabelledData, cut
-from nestling.data.split import assign, strata
+from nestling.data.split import assign, one_of_each_group, strata
 from nestling.errors import UsageError
 from nestling.taxonomy import Taxonomy
 
@@ -112,3 +112,12 @@ def test_empty_and_two_row_classes() -> None:
 def test_impossible_fractions(toy_data: LabelledData, fractions: tuple[float, ...]) -> None:
     with pytest.raises(UsageError, match=r"must lie in \[0, 1\], sum to 1 and start above 0"):
         cut(toy_data, fractions)
+
+
+def test_one_row_of_every_group() -> None:
+    groups = [4, 4, 1, 1, 1, 9]
+    found = one_of_each_group(flat([0, 1, 0, 1, 0, 1], groups))
+    assert found is not None and found.groups is not None and sorted(found.groups.tolist()) == [1, 4, 9]
+    assert one_of_each_group(found) is not None and one_of_each_group(None) is None
+    plain = flat([0, 1])
+    assert one_of_each_group(plain) is plain

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from nestling import __version__
 from nestling.data.decode import MAX_PIXELS
+from nestling.data.split import one_of_each_group
 from nestling.data.text import AnyPreprocessing, preprocessing_of
 from nestling.engine.run import Run
 from nestling.engine.runtime import Runtime
@@ -50,11 +51,14 @@ class Bundle:
 
 
 def held_scores(run: Run) -> dict[str, Scores]:
-    """The scores of the rows that a run was not trained on, by the names of a bundle's parts; computed now."""
+    """The scores of the rows that a run was not trained on, by the names of a bundle's parts; computed now.
+
+    Of calibration rows one for each group: a guarantee counts rows as independent, which those of a group are not.
+    """
     runtime = Runtime.choose(str(next(run.model.parameters()).device.type), "fp32")
     found = {
         name: scores_of(run.model, run.preprocessing, rows, runtime)
-        for name, rows in (("calibration", run.calibration), ("validation", run.validation))
+        for name, rows in (("calibration", one_of_each_group(run.calibration)), ("validation", run.validation))
     }
     return {name: scores for name, scores in found.items() if scores is not None}
 

@@ -95,8 +95,8 @@ def answer_texts(paths: Sequence[Path], describe: Describe) -> Iterator[list[dic
 
 
 def printable(name: str) -> str:
-    """A file's name, bytes that are no UTF-8 escaped: files of answers are UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A file's name in one line, bytes that are no UTF-8 escaped: files of answers are UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode().replace("\r", "\\r").replace("\n", "\\n")
 
 
 def lines(results: Sequence[dict[str, Any]], more: Sequence[str] = ()) -> str:
@@ -145,6 +145,8 @@ class Table:
         first = header(more)
         if not kept.startswith(first.encode()):
             kept = b""
+        # Prediction sets of many classes are longer than what Python reads by default.
+        csv.field_size_limit(2**31 - 1)
         self.done: set[str] = set()
         self.errors: list[str] = []
         for row in csv.DictReader(io.StringIO(kept.decode("utf-8", "replace"), newline="")):

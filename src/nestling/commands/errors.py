@@ -14,10 +14,11 @@ from nestling.bundle import Bundle
 from nestling.commands.train import say
 from nestling.config import apply, read_config
 from nestling.data.dataset import LabelledData
+from nestling.data.fingerprint import fingerprint
 from nestling.data.hold_out import hold_out
 from nestling.data.sources import has_split, load_data
-from nestling.data.split import assign, cut_parts, strata
-from nestling.data.text import AnyPreprocessing
+from nestling.data.split import assign, cut_parts, one_of_each_group, strata
+from nestling.data.text import AnyPreprocessing, TextEncoding
 from nestling.engine.fit import fit
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
@@ -101,7 +102,8 @@ class Doubts:
     def _suspect(self, mistake: Mistake) -> Suspect:
         data, row = self.place(mistake.row)
         given, suggested = self.names(mistake)
-        image = data.images(np.array([row]))[0].cpu().numpy()
+        texts = isinstance(data.inputs, list)
+        image = None if texts else data.images(np.array([row]))[0].cpu().numpy()
         return Suspect(image, printable(data.items[row]), given, suggested, mistake.score)
 
 
@@ -112,6 +114,8 @@ def doubts(command: Evaluate, bundle: Bundle, test: LabelledData, runtime: Runti
     if command.folds is not None:
         if command.folds < 2:
             raise UsageError(f"--folds must be at least 2, got {command.folds}")
+        if command.source is not None:
+            raise UsageError("--folds judges the training rows of the run: leave --source out")
         train = training_rows(command, bundle)
         return Doubts(folds(command, bundle, train, runtime), bundle.model.taxonomy)
     if command.source is None and command.split == "test":
@@ -129,6 +133,9 @@ def training_rows(command: Evaluate, bundle: Bundle) -> LabelledData:
 
 def _load(command: Evaluate, bundle: Bundle, split: str) -> LabelledData:
     config, preprocessing = bundle.config, bundle.preprocessing
+    if not config.get("source"):
+        raise UsageError(f"{command.run} does not say what it was trained on, whose rows are asked for: give --source")
+    texts = isinstance(preprocessing, TextEncoding)
     held_out = config.get("hold_out")
     data = load_data(
         config["source"],
@@ -136,8 +143,8 @@ def _load(command: Evaluate, bundle: Bundle, split: str) -> LabelledData:
         command.data_dir,
         bundle.model.taxonomy if held_out is None else Taxonomy.from_dict(held_out["taxonomy"]),
         config.get("levels"),
-        image_size=(preprocessing.height, preprocessing.width),
-        channels=preprocessing.channels,
+        image_size=None if texts else (preprocessing.height, preprocessing.width),
+        channels=None if texts else preprocessing.channels,
         qualify_names=command.qualify_names,
         on_bad_image=command.on_bad_image or "error",
         seed=config.get("seed", 0),
@@ -153,7 +160,9 @@ def held_rows(train: LabelledData, command: Evaluate, bundle: Bundle) -> list[La
     validation = _load(command, bundle, "validation") if own else None
     _, validation, calibration = cut_parts(train, validation, bundle.config.get("seed", 0))
     scores = bundle.scores.get("calibration")
-    columns = train.taxonomy.columns(calibration.labels)
+    counted = one_of_each_group(calibration)
+    assert counted is not None
+    columns = train.taxonomy.columns(counted.labels)
     if scores is None or not np.array_equal(columns[:, : len(scores.levels)], scores.labels):
         say("the training split has changed since, or was used whole: test rows alone are judged")
         return []
@@ -167,7 +176,12 @@ def folds(command: Evaluate, bundle: Bundle, train: LabelledData, runtime: Runti
     if not (run / "recipe.toml").is_file():
         raise UsageError(f"--folds trains anew by {run / 'recipe.toml'}, which is not there: give the run folder")
     given = read_config(run / "recipe.toml")
+    for name in ("init", "weights"):
+        if given.get(name):
+            raise UsageError(f"--folds trains anew, from fresh weights, and this run began from --{name} {given[name]}")
     recipe = recipe_of(given)
+    # Corrected labels are other rows to train on.
+    rows_by = fingerprint([train])[:8]
     seed, result = int(given.get("seed", 0)), []
     part = assign(strata(train.labels, train.taxonomy), [1 / count] * count, seed, train.groups)
     for number in range(count):
@@ -175,7 +189,7 @@ def folds(command: Evaluate, bundle: Bundle, train: LabelledData, runtime: Runti
         trained = fit(
             recipe,
             train.subset(part != number),
-            out=run / "folds" / f"{number + 1}-of-{count}",
+            out=run / "folds" / f"{number + 1}-of-{count}-{rows_by}",
             seed=seed,
             device=command.device,
             precision=given.get("precision", "auto"),

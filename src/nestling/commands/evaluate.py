@@ -135,13 +135,14 @@ def evaluate(command: Evaluate) -> int:
 def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:
     """The rows of every ``--unknown`` source: those of its test split, or cut off for one."""
     preprocessing = bundle.preprocessing
+    texts = isinstance(preprocessing, TextEncoding)
     return {
         source: load_data(
             source,
             "test",
             command.data_dir,
-            image_size=(preprocessing.height, preprocessing.width),
-            channels=preprocessing.channels,
+            image_size=None if texts else (preprocessing.height, preprocessing.width),
+            channels=None if texts else preprocessing.channels,
             on_bad_image=command.on_bad_image or "error",
         )
         for source in command.unknown

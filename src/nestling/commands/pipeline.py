@@ -265,7 +265,8 @@ class Pipeline:
             backbone=self.backbone,
             workers=self.workers,
             compile=self.compile,
-            deadline=self.deadline,
+            # A rival that comes last must not be the one that is cut short.
+            deadline=None if self.options.get("baselines") else self.deadline,
         )
 
     def with_baselines(

@@ -76,6 +76,8 @@ def choose(command: Predict, predictor: Predictor) -> dict[str, Any]:
     """What ``Predictor.describe`` is told, worked out once; what is promised is said. Raises UsageError."""
     given = {name: value for name in OF_RISK if (value := getattr(command, name)) is not None}
     options: dict[str, Any] = {}
+    if command.guarantee == "crc" and command.delta is not None:
+        raise UsageError("--delta has no effect on --guarantee crc, which bounds an average: leave it out")
     if command.risk is not None:
         options["backoff"] = predictor.back_off(command.risk, **given)
         say(f"risk {100 * command.risk:g} %: {options['backoff'].text}")

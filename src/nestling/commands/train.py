@@ -39,12 +39,13 @@ OPTIONS: dict[str, Any] = {
     "precision": str,
     "memory": str,
     "hold_out": tuple[str, ...],
+    "minutes": float,
 }
 """Options that decide what is learned: they stand in ``[given]`` beside the fields, and may in a configuration."""
 FLAGS = {"qualify_names": False, "baselines": False, "hold_out": ()}
 AUTO = "auto"
 """The method is chosen from the labels."""
-MORE = ("baselines", "memory", "hold_out")
+MORE = ("baselines", "memory", "hold_out", "minutes")
 """Those that ``train`` alone has."""
 
 
@@ -54,10 +55,10 @@ def train(command: Train) -> int:
     options, fields = settings(command, {name: getattr(command, name) for name in MORE}, AUTO)
     deadline: float | None = None
     chosen: Sequence[Choice] = ()
-    if command.minutes is not None or options["method"] == AUTO:
+    if options.get("minutes") is not None or options["method"] == AUTO:
         from nestling.commands.choose import choose, deadline_of
 
-        deadline = deadline_of(command.minutes, began)
+        deadline = deadline_of(options.get("minutes"), began)
         if options["method"] == AUTO:
             options, fields, chosen = choose(command, options, fields)
     out = Path(command.out or default_folder(options, fields))

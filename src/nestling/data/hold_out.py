@@ -41,6 +41,16 @@ def hold_out(data: LabelledData, texts: Sequence[str]) -> tuple[LabelledData, La
     for level, lost in zip(taxonomy.levels, gone, strict=True):
         if lost.all():
             raise UsageError(f"--hold-out leaves no class at level {level!r}: hold out fewer")
+    for number, level in enumerate(taxonomy.levels[1:], start=1):
+        parents = taxonomy.parent[level]
+        for code in np.setdiff1d(parents[gone[number]], parents[~gone[number]]).tolist():
+            if code >= 0 and not gone[number - 1][code]:
+                above = taxonomy.levels[number - 1]
+                name = taxonomy.classes[above][code]
+                raise UsageError(
+                    f"--hold-out leaves {name!r} of level {above!r} without a class below it, so that nothing tells "
+                    f"its rows from those held out: hold out {above}={name}, or fewer of its classes"
+                )
     new = [np.where(lost, -1, np.cumsum(~lost) - 1) for lost in gone]
     kept = Taxonomy(
         taxonomy.levels,

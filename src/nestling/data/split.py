@@ -127,3 +127,12 @@ def _checked(fractions: Sequence[float]) -> list[float]:
             f"the fractions of a cut must lie in [0, 1], sum to 1 and start above 0; got {tuple(fractions)}"
         )
     return shares
+
+
+def one_of_each_group(data: LabelledData | None) -> LabelledData | None:
+    """One row of every group, drawn at random with a fixed seed; all rows where there are no groups."""
+    if data is None or data.groups is None:
+        return data
+    order = np.random.default_rng(0).permutation(len(data))
+    _, first = np.unique(data.groups[order], return_index=True)
+    return data.subset(np.sort(order[first]))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nestling.data.dataset import LabelledData
 from nestling.data.images import LazyImages
+from nestling.data.text import TextEncoding, encoded, is_text
 from nestling.data.transforms import Preprocessing
 from nestling.engine.count import Saved, allocated, tensors_of
 from nestling.engine.features import Features
@@ -69,9 +70,12 @@ def estimate(
 
     ``folder`` is where the run will be, whose disk may hold maps; it need not be there yet, and nothing is written.
     """
-    channels = train.image_shape[0]
+    train, validation = encoded(train), encoded(validation)
+    channels, *_, last = shape = train.image_shape
     # Pictures' statistics cost a pass over them, and take no less time for being others.
-    preprocessing = Preprocessing(*train.image_shape, mean=(0.5,) * channels, std=(0.25,) * channels)
+    preprocessing = (
+        TextEncoding(last) if is_text(shape) else Preprocessing(*shape, mean=(0.5,) * channels, std=(0.25,) * channels)
+    )
     alone = replace(runtime, workers=0)
     engine = Engine(recipe, model, train, validation, None, 0, alone, preprocessing, Reporter(verbose=False))
     found: list[Estimate] = []

@@ -64,6 +64,8 @@ VARIANTS = {
 }
 LAMBDAS = (0.5, 1.0, 0.1, 5.0, 0.05, 0.01)
 """What ``nestling sweep`` tries, the default first and then outwards: the six largest of the paper's ten."""
+ROWED = ("all", "within")
+"""Instance terms that have a row for every training row."""
 ROWS_PER_PROXY = 5
 """The paper's 10,000 proxies for 50,000 rows."""
 LONGEST_QUEUE = 65_536
@@ -140,7 +142,7 @@ class Coins(ConceptOptions, Recipe):
                 f"variant {self.variant} makes its proxies after half of the epochs, and uses them in the rest: "
                 f"epochs must be at least 2, got {self.epochs}"
             )
-        if VARIANTS[self.variant].instance in ("all", "within") and self.optimizer.name != "sgd":
+        if VARIANTS[self.variant].instance in ROWED and self.optimizer.name != "sgd":
             raise UsageError(
                 f"the rows of variant {self.variant} move by SGD with momentum at the rate of the others: "
                 f"set optimizer.name = 'sgd', got {self.optimizer.name!r}"
@@ -149,14 +151,17 @@ class Coins(ConceptOptions, Recipe):
     @property
     def searched(self) -> dict[str, tuple[float, ...]]:
         variant = VARIANTS[self.variant]
-        return {"instance_weight": LAMBDAS} if variant.coarse and variant.instance else {}
+        return {"instance_weight": LAMBDAS} if variant.coarse and variant.instance in ROWED else {}
 
     @property
     def idle(self) -> dict[str, str]:
         variant, found = VARIANTS[self.variant], super().idle
+        rowed, contrast = variant.instance in ROWED, variant.instance == "momentum"
         takes = {
-            ("instance_weight",): (variant.coarse and variant.instance, "coarse labels and an instance term"),
-            ("unlabelled",): (variant.instance, "an instance term"),
+            ("instance_weight",): (variant.coarse and rowed, "coarse labels and instance rows"),
+            ("unlabelled",): (rowed, "instance rows"),
+            ("moco.queue", "moco.momentum"): (contrast, "momentum contrast"),
+            ("moco.coarse_weight",): (contrast and variant.coarse, "momentum contrast and coarse labels"),
             ("proxy_weight", "num_proxies", "proxies_within"): (variant.proxies, "proxies"),
             ("temperature", "learn_temperature"): (variant.cosine, "a cosine softmax"),
             ("mlp",): (variant.mlp, "a head of two layers"),

@@ -95,7 +95,9 @@ IMAGENET = Table(
     paper="Weakly Supervised Representation Learning with Coarse Labels, Table 4",
     about="tiny_imagenet32 (8 coarse, 200 fine classes) in ImageNet's place: the paper's numbers are of other data; "
     "pictures are of 32x32, under a stem for such. moco is MoCo-v2, moco-coarse the paper's CoIns: coarse labels "
-    "weighted 0.5 beside it. Frozen features, judged by a linear classifier and by search.",
+    "weighted 0.5 beside it; their slow copy normalises by running statistics. They train as MoCo-v2 does (strong "
+    "augmentation, a head, more epochs, a lower rate), cos and opt as classifiers do: rows differ in more "
+    "than the use of labels. Frozen features, judged by a linear classifier and by search.",
     trials=imagenet_trials,
     floor=Floor(row="opt", column="linear top-1", least=0.1),
     printed={(row, column): value for row, values in PRINTED.items() for column, value in zip(COLUMNS, values)},

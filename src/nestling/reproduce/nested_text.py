@@ -17,8 +17,8 @@ from nestling.reproduce.nested_measures import accuracy, cells_of, conditions, d
 from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial
 
 LINEAR = "TF-IDF and logistic regression"
-STRENGTH, ITERATIONS = 10.0, 100
-"""C, which newsgroups favour above scikit-learn's 1, and the steps of its solver."""
+STRENGTH, ITERATIONS = 10.0, 1000
+"""C, a guess that was not searched, and the most steps of its solver."""
 FINE = 0.1
 """Of the labels: 10 % fine, 100 % coarse."""
 NETWORK = Network(backbone="text:48/64/96", dropout=0.3)
@@ -87,10 +87,9 @@ TEXT = Table(
     claims=[
         Claim(
             id=f"text-{level}-not-worse",
-            text=f"nested learning's {level} accuracy is not more than a point below the regressions'",
+            text=f"nested learning's {level} accuracy is not below the regressions'",
             more=(OURS, accuracy(level)),
             less=(LINEAR, accuracy(level)),
-            least=-0.01,
         )
         for level in ("coarse", "fine")
     ],
