@@ -49,6 +49,12 @@ class Bundle:
     scores: dict[str, Scores]
     """Of the ``calibration`` and ``validation`` rows, where there were any."""
 
+    @property
+    def tree(self) -> Taxonomy:
+        """The model's, with the classes that were held out of it."""
+        held_out = self.config.get("hold_out")
+        return self.model.taxonomy if held_out is None else Taxonomy.from_dict(held_out["taxonomy"])
+
 
 def held_scores(run: Run) -> dict[str, Scores]:
     """The scores of the rows that a run was not trained on, by the names of a bundle's parts; computed now.

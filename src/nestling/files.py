@@ -90,20 +90,19 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def write_folder(path: Path | str, contents: Mapping[str, bytes]) -> None:
-    """A folder of files that becomes ``path`` whole or not at all; an older one is replaced. Raises StorageError."""
-    path = Path(path)
+@contextmanager
+def staged_folder(path: Path, replaces: bool) -> Iterator[Path]:
+    """A folder to fill inside the block, which then becomes ``path`` whole; where the block fails nothing is left of it.
+
+    ``replaces``: an older one, which otherwise stays as it is. Raises StorageError.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
-        for name, data in contents.items():
-            with (temporary / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if path.exists():
+        if replaces and path.exists():
             # A folder cannot replace one that is not empty: the old one steps aside first.
             aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=path.parent))
             try:
@@ -123,6 +122,16 @@ def write_folder(path: Path | str, contents: Mapping[str, bytes]) -> None:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_folder(path: Path | str, contents: Mapping[str, bytes]) -> None:
+    """A folder of files that becomes ``path`` whole or not at all; an older one is replaced. Raises StorageError."""
+    with staged_folder(Path(path), replaces=True) as folder:
+        for name, data in contents.items():
+            with (folder / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def scratch_folder(parent: Path | str | None = None) -> tempfile.TemporaryDirectory[str]:
@@ -235,24 +244,11 @@ def reserve_file(path: Path | str, size: int) -> None:
 
 def copy_tree(path: Path | str, copies: Iterable[tuple[str, Path]]) -> None:
     """A new folder of copies, (name below it, file), that becomes ``path`` whole or not at all. Raises StorageError."""
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=path.parent))
+    with staged_folder(Path(path), replaces=False) as folder:
         for name, source in copies:
-            target = temporary / name
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with source.open("rb") as given, target.open("wb") as file:
                 shutil.copyfileobj(given, file)
                 file.flush()
                 os.fsync(file.fileno())
-        temporary.chmod(0o777 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
-        sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error("write", path, error) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

@@ -18,7 +18,7 @@ from nestling.data.fingerprint import fingerprint
 from nestling.data.hold_out import hold_out
 from nestling.data.sources import has_split, load_data
 from nestling.data.split import assign, cut_parts, one_of_each_group, strata
-from nestling.data.text import AnyPreprocessing, TextEncoding
+from nestling.data.text import AnyPreprocessing, loaded_for
 from nestling.engine.fit import fit
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
@@ -132,25 +132,22 @@ def training_rows(command: Evaluate, bundle: Bundle) -> LabelledData:
 
 
 def _load(command: Evaluate, bundle: Bundle, split: str) -> LabelledData:
-    config, preprocessing = bundle.config, bundle.preprocessing
+    config = bundle.config
     if not config.get("source"):
         raise UsageError(f"{command.run} does not say what it was trained on, whose rows are asked for: give --source")
-    texts = isinstance(preprocessing, TextEncoding)
-    held_out = config.get("hold_out")
     data = load_data(
         config["source"],
         split,
         command.data_dir,
-        bundle.model.taxonomy if held_out is None else Taxonomy.from_dict(held_out["taxonomy"]),
+        bundle.tree,
         config.get("levels"),
-        image_size=None if texts else (preprocessing.height, preprocessing.width),
-        channels=None if texts else preprocessing.channels,
+        **loaded_for(bundle.preprocessing),
         qualify_names=command.qualify_names,
         on_bad_image=command.on_bad_image or "error",
         seed=config.get("seed", 0),
     )
-    if held_out is not None:
-        data, _ = hold_out(data, held_out["classes"])
+    if config.get("hold_out") is not None:
+        data, _ = hold_out(data, config["hold_out"]["classes"])
     return data.keep(config["known"], config.get("seed", 0)) if config.get("known") else data
 
 

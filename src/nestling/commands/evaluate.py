@@ -12,15 +12,16 @@ import torch
 
 from nestling.bundle import Bundle, load_bundle
 from nestling.commands.errors import doubts
+from nestling.commands.figures import figure_lines
 from nestling.commands.show import require_model
 from nestling.commands.train import say
-from nestling.commands.unknown import HELD_OUT, measure_unknown, unknown_lines
-from nestling.commands.words import attack_lines, concept_lines, hierarchical_lines, retrieval_lines, score_lines
+from nestling.commands.unknown import HELD_OUT, measure_unknown
+from nestling.commands.words import attack_lines, score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.hold_out import hold_out
 from nestling.data.sources import load_data
 from nestling.data.tables import split_name
-from nestling.data.text import TextEncoding
+from nestling.data.text import loaded_for
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.attack_specs import parse_attack
@@ -28,7 +29,6 @@ from nestling.evaluate.attacked import attack_metrics, attackable_level, pixels_
 from nestling.evaluate.measure import measure, outputs_of
 from nestling.files import write_json, write_text
 from nestling.provenance import provenance
-from nestling.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from nestling.data.dataset import LabelledData
@@ -55,20 +55,16 @@ def evaluate(command: Evaluate) -> int:
     source = command.source or bundle.config.get("source")
     if not source:
         raise UsageError(f"{command.run} does not say what it was trained on: give --source")
-    texts = isinstance(bundle.preprocessing, TextEncoding)
-    size = None if texts else (bundle.preprocessing.height, bundle.preprocessing.width)
     levels = command.level_names or bundle.config.get("levels")
     held_out = bundle.config.get("hold_out")
-    tree = bundle.model.taxonomy if held_out is None else Taxonomy.from_dict(held_out["taxonomy"])
     try:
         data = load_data(
             source,
             command.split,
             command.data_dir,
-            tree,
+            bundle.tree,
             levels,
-            image_size=size,
-            channels=None if texts else bundle.preprocessing.channels,
+            **loaded_for(bundle.preprocessing),
             qualify_names=command.qualify_names,
             on_bad_image=command.on_bad_image or "error",
             seed=bundle.config.get("seed", 0),
@@ -119,13 +115,7 @@ def evaluate(command: Evaluate) -> int:
     conditions: dict[str, dict[str, Any]] = {**metrics["distortions"], **attacked}
     scores: dict[str, Any] = {name: found["levels"] for name, found in conditions.items()}
     print("\n".join(score_lines({"clean" if scores else "": metrics["levels"], **scores})))
-    for line in (
-        *attack_lines(attacked),
-        *hierarchical_lines(metrics),
-        *concept_lines(metrics),
-        *retrieval_lines(metrics.get("retrieval", {})),
-        *unknown_lines(metrics),
-    ):
+    for line in (*attack_lines(attacked), *figure_lines(metrics)):
         print(line)
     if doubted is not None:
         print("\n".join(doubted.lines()))
@@ -134,15 +124,12 @@ def evaluate(command: Evaluate) -> int:
 
 def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:
     """The rows of every ``--unknown`` source: those of its test split, or cut off for one."""
-    preprocessing = bundle.preprocessing
-    texts = isinstance(preprocessing, TextEncoding)
     return {
         source: load_data(
             source,
             "test",
             command.data_dir,
-            image_size=None if texts else (preprocessing.height, preprocessing.width),
-            channels=None if texts else preprocessing.channels,
+            **loaded_for(bundle.preprocessing),
             on_bad_image=command.on_bad_image or "error",
         )
         for source in command.unknown

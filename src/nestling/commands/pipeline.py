@@ -15,13 +15,13 @@ import torch
 
 from nestling import collective
 from nestling.commands.choose import Choice, keep_to
+from nestling.commands.figures import figure_lines
 from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.init import begin
 from nestling.commands.notes import idle_lines, notes_of
-from nestling.commands.rivals import rivals
+from nestling.commands.rivals import best_rate, rivals
 from nestling.commands.train import say
-from nestling.commands.unknown import unknown_lines
-from nestling.commands.words import concept_lines, hierarchical_lines, program, retrieval_lines, score_lines
+from nestling.commands.words import program, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
@@ -129,22 +129,9 @@ class Pipeline:
             notes=notes,
             began=began,
         )
-        metrics = finish(
-            end,
-            []
-            if holds_texts(test)
-            else default_distortions(
-                min(runs[self.recipe.method].preprocessing.height, runs[self.recipe.method].preprocessing.width)
-            ),
-        )
-        for line in score_lines({"": metrics["levels"]}):
-            say(line)
-        for line in (
-            *hierarchical_lines(metrics),
-            *concept_lines(metrics),
-            *retrieval_lines(metrics.get("retrieval", {})),
-            *unknown_lines(metrics),
-        ):
+        size = runs[self.recipe.method].preprocessing
+        metrics = finish(end, [] if holds_texts(test) else default_distortions(min(size.height, size.width)))
+        for line in (*score_lines({"": metrics["levels"]}), *figure_lines(metrics)):
             say(line)
         if "verdict" in metrics:
             say(metrics["verdict"])
@@ -303,17 +290,7 @@ class Pipeline:
                 losses[rate] = float("inf") if loss is None else loss
             if not candidates:
                 raise DivergedError(f"{method} diverged at every learning rate tried: set another optimizer.name")
-            best, reason = min(losses, key=lambda rate: losses[rate]), "as given"
-            if not given:
-                compared = ", ".join(
-                    f"{rate}: {losses[rate]:.4f}" if rate in losses else f"{rate}: diverged" for rate in rates
-                )
-                reason = f"the least validation loss ({compared})"
-                if losses[best] == float("inf"):
-                    given_rate = self.recipe.optimizer.lr
-                    usual = given_rate[-1] if isinstance(given_rate, tuple) else given_rate
-                    best = usual if usual in candidates else best
-                    reason = "no validation row is labelled to choose by"
+            best, reason = (rates[0], "as given") if given else best_rate(rates, losses, self.recipe)
             self.folder.derive(f"learning rate of {method}", str(best), reason)
             chosen[method] = candidates[best]
         return chosen

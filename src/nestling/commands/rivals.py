@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from nestling.engine.plan import StagePlan
 from nestling.errors import UsageError
@@ -80,3 +81,17 @@ def twin(
         patience=recipe.patience,
         worst_of=concepts if isinstance(recipe, Robust) and recipe.by_worst_concept else None,
     )
+
+
+def best_rate(rates: Sequence[Any], losses: Mapping[Any, float], recipe: Recipe) -> tuple[Any, str]:
+    """The learning rate of the least validation loss, and why; the usual one where no loss tells.
+
+    ``losses``: of the rates that did not diverge, at least one; infinite without a validation row.
+    """
+    best = min(losses, key=lambda rate: losses[rate])
+    if losses[best] == float("inf"):
+        given = recipe.optimizer.lr
+        usual = given[-1] if isinstance(given, tuple) else given
+        return usual if usual in losses else best, "no validation row is labelled to choose by"
+    compared = ", ".join(f"{rate}: {losses[rate]:.4f}" if rate in losses else f"{rate}: diverged" for rate in rates)
+    return best, f"the least validation loss ({compared})"

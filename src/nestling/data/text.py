@@ -108,6 +108,13 @@ def preprocessing_of(values: Mapping[str, Any]) -> AnyPreprocessing:
     return TextEncoding.from_dict(values) if values.get("kind") == "text" else Preprocessing.from_dict(values)
 
 
+def loaded_for(preprocessing: AnyPreprocessing) -> dict[str, Any]:
+    """What ``load_data`` is told so that a model with this preprocessing can take the rows."""
+    if isinstance(preprocessing, TextEncoding):
+        return {"image_size": None, "channels": None}
+    return {"image_size": (preprocessing.height, preprocessing.width), "channels": preprocessing.channels}
+
+
 def is_text(shape: Sequence[int]) -> bool:
     """Whether (channels, height, width) are those of encoded texts."""
     return tuple(shape[:2]) == (KINDS, 1)

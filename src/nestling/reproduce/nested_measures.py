@@ -18,7 +18,6 @@ from nestling.reproduce.table import Cell, Place, Trial
 STRENGTHS = (0.5, 1.0, 1.5, 2.0)
 """The four levels of Figure 2: turbulence of 2 pixels' width and so many pixels' strength."""
 TURBULENCE = {f"turbulence:2,{strength:g}": strength for strength in STRENGTHS}
-DISTORTED = "distorted"
 By = Mapping[str, Decisions]
 """By condition."""
 
