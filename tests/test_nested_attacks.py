@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
+from nestling.data.sources import load_data
+from nestling.engine.runtime import Runtime
+from nestling.methods.nested import Nested
+from nestling.reproduce import nested_attacks
 from nestling.reproduce.nested import MARGINAL, NESTED, TWIN
-from nestling.reproduce.nested_attacks import ATTACKS_TABLE, LEVELS, accuracy, epsilon_at, ratio_at, ratios
+from nestling.reproduce.nested_attacks import (
+    ATTACKS_TABLE,
+    LEVELS,
+    accuracy,
+    attacks,
+    epsilon_at,
+    flipped,
+    ratio_at,
+    ratios,
+    turned,
+)
 from nestling.reproduce.result import unit_of
 from nestling.reproduce.table import Cell
+from small import quick
 
 
 def test_strengths_are_compared_with_end_to_ends() -> None:
@@ -48,3 +66,23 @@ def test_trainings_are_those_of_the_other_tables() -> None:
     for scale in ("small", "paper"):
         others = [made.trained_by() for table in (DISTORTION, BUDGET) for made in table.trials(scale)]
         assert all(made.trained_by() in others for made in ATTACKS_TABLE.trials(scale))
+
+
+def test_only_rows_that_were_fooled_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 3: the fine answer of every row is wrong; beside it those that the attack made wrong."""
+    digits = load_data("digits", "test").subset(range(40))
+    run = quick(Nested(epochs=2, batch_size=32, steps_per_epoch=10), load_data("digits").subset(range(320)))
+    made = SimpleNamespace(run=run, test=digits, runtime=Runtime.choose("cpu", "fp32"))
+    monkeypatch.setattr(nested_attacks, "trained", lambda trial, place: made)
+    trial = SimpleNamespace(row="a", options={"attacks": {"FGSM": "fgsm:0.001", "strong": "fgsm:flip"}, "attacked": 30})
+    cells = {cell.column: cell for cell in attacks(trial, None)}  # type: ignore[arg-type]
+    clean = cells[accuracy("fine", "clean")]
+    assert clean.count == 30 and 0 < clean.value < 1
+    assert 1 - clean.value <= cells[flipped("FGSM")].value < 1, "too weak to turn every answer"
+    for name in ("FGSM", "strong"):
+        wrong = cells[flipped(name)]
+        assert cells[accuracy("fine", name)].value == 0
+        assert cells[accuracy("coarse", name)].count == sum(wrong.samples) == round(30 * wrong.value)
+    turned_rows = cells[turned("coarse", "strong")].count
+    assert turned_rows == round(30 * (cells[flipped("strong")].value - (1 - clean.value))) > 0
+    assert np.isfinite(cells["strength of strong"].value)

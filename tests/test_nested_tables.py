@@ -30,8 +30,8 @@ from nestling.reproduce.nested import (
     setting,
 )
 from nestling.reproduce.nested_ablations import judged
-from nestling.reproduce.nested_distortion import FINE, OVER, over_sets, spent
-from nestling.reproduce.nested_measures import TURBULENCE, accuracy, cells_of, overconfidence, robustness
+from nestling.reproduce.nested_distortion import FINE, GAP, OVER, over_sets, spent
+from nestling.reproduce.nested_measures import TURBULENCE, accuracy, cells_of, gap, overconfidence, robustness
 from nestling.reproduce.nested_table1 import SETTINGS
 from nestling.reproduce.rows import Rows, known_to
 from nestling.reproduce.table import Cell
@@ -183,6 +183,13 @@ def test_accuracy_and_overconfidence_by_hand() -> None:
     assert values[accuracy("fine", strength=0)] == 0.5 and values[overconfidence("fine", strength=0)] == 0.25
     assert values[FINE] == 0 and values[OVER] == 0.75 and values[accuracy("fine", strength=1.5)] == 0
     assert values[accuracy("coarse", distorted=True)] == 1
+    # The coarse answers are all right and 0.75 sure: underconfident, and no nearer for it.
+    coarse = {column: values[column("coarse", distorted=True)] for column in (overconfidence, gap)}
+    assert coarse == {overconfidence: -0.25, gap: 0.25} and values[GAP] == 0.75
+    mixed = [np.where(np.arange(4) < wrongs, wrong, truth) for wrongs in (0, 0, 4, 4)]
+    cells = cells_of("a", {"clean": decisions(truth), **dict(zip(TURBULENCE, map(decisions, mixed)))}, digits)
+    values = {cell.column: cell.value for cell in cells}
+    assert values[OVER] == 0.25 and values[GAP] == 0.5
     alone = cells_of("a", {"clean": decisions(half)}, digits, ece=True)
     assert {c.column: c.value for c in alone}[accuracy("fine")] == 0.5
     assert {c.column: c.value for c in alone}["fine ECE"] == pytest.approx(0.25)

@@ -409,14 +409,14 @@ def test_a_training_too_short_to_move_q_says_so(toy_data: LabelledData) -> None:
 def test_rivals_choose_their_epoch_by_the_same_rule(fields: dict[str, Any], rule: str, toy_data: LabelledData) -> None:
     recipe = Robust(epochs=2, **fields)
     stages = [StagePlan("robust", epochs=2, steps=6, num_rows=90, batch_size=24, num_trainable=1, chosen=True)]
-    level = recipe.concepts_at(toy_data.taxonomy)
+    level = recipe.concepts_at(toy_data)
     for method, several in rivals(recipe, False, stages, level).items():
         for one in several:
             model = small_model(toy_data, method=method, options=one.network())
             select = next(iter(one.stages(model, toy_data))).select
             assert select is not None and select.name == rule
             if rule == "worst concept's accuracy":
-                assert select.metric.keywords == {"concept_level": level}  # type: ignore[attr-defined]
+                assert select.concepts == level
 
 
 def test_q_is_logged(toy_data: LabelledData, tmp_path: Any) -> None:

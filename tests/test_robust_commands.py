@@ -223,6 +223,70 @@ def test_rows_without_a_concept(flat: Path, place: Path, tmp_path: Path) -> None
     refuse(3, ["training rows have no concept", "level 'fine'", "drop these rows"], "train", source, *wrong)
 
 
+@pytest.fixture(scope="module")
+def across(flat: Path, place: Path) -> Path:
+    """A table of the pictures, with cameras that know nothing of classes; the last ones were not noted down."""
+    pictures = sorted(flat.rglob("*.png"))
+    lines = [(path, path.parent.name, ("old", "new", "new")[number % 3]) for number, path in enumerate(pictures)]
+    return table(place / "cameras.csv", ["path", "fine", "camera"], lines)
+
+
+def test_a_column_that_is_no_level(across: Path, place: Path, tmp_path: Path) -> None:
+    """Its values are weighted, choose the epoch and are scored, of every method; the tree knows nothing of them."""
+    data = load_data(across, concepts="camera")
+    assert data.taxonomy.levels == ("fine",) and data.concepts is not None and data.concepts.names == ("new", "old")
+    assert data.subset([3, 0]).concepts_at("camera")[0].tolist() == data.concepts.codes[[3, 0]].tolist()
+    mix = table(tmp_path / "mix.csv", ["class", "share"], [("old", 0.75), ("new", 0.25)])
+    out = tmp_path / "run"
+    options = ("--concepts", "camera", "--target-mix", mix, "--baselines", "--out", out)
+    said = succeed("train", across, *ROBUST, "optimizer.lr=0.01", *options).err
+    assert "2 concepts from the column 'camera', which is no level" in said
+    figures = content(out / "metrics.json")
+    assert figures["concepts"]["n"].keys() == {"old", "new"} and figures["concepts"]["level"] == "camera"
+    assert [level["name"] for level in figures["levels"]] == ["fine"]
+    assert all(entry["concepts"]["level"] == "camera" for entry in figures["methods"].values())
+    q = [json.loads(line)["reducers"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert all(weights.keys() == {"old", "new"} for step in q for weights in step.values())
+    remembered = content(out / "model" / "config.json")["concepts"]
+    assert remembered["column"] and 0 < remembered["rows"]["old"] < remembered["rows"]["new"]
+    assert json.loads(succeed("evaluate", out, "--json", "-").out)["concepts"] == figures["concepts"]
+    # Where nobody noted the camera, it is scored without.
+    plain = table(tmp_path / "plain.csv", ["path", "fine"], [(next(place.rglob("*.png")), "a")] * 3)
+    assert "concepts" not in json.loads(
+        succeed("evaluate", out, "--source", plain, "--split", "all", "--json", "-").out
+    )
+    assert "is finished" in succeed("train", across, "--config", out / "recipe.toml", "--out", out).err
+
+
+def test_nested_weights_a_column_too(across: Path, tmp_path: Path) -> None:
+    options = ("--method", "nested", *QUICK, "concept_weights=camera", "--concepts", "camera")
+    succeed("train", across, *options, "--out", tmp_path / "run")
+    assert content(tmp_path / "run" / "metrics.json")["concepts"]["level"] == "camera"
+
+
+def test_columns_that_tell_no_concepts(across: Path, flat: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run")
+    refuse(
+        2,
+        ["unknown file or column of concepts kamera", "'camera'"],
+        "train",
+        across,
+        *ROBUST,
+        "--concepts",
+        "kamera",
+        *out,
+    )
+    both = ("--concepts", "camera", "--levels", "camera,fine")
+    refuse(2, ["'camera' is named as a level", "leave --concepts out"], "train", across, *ROBUST, *both, *out)
+    wrong = (*ROBUST, "concept_level=camra", "--concepts", "camera")
+    refuse(2, ["unknown level or column of concepts camra", "'camera'"], "train", across, *wrong, *out)
+    pictures = sorted(flat.rglob("*.png"))
+    lines = [(path, path.parent.name, "" if number % 4 == 0 else "new") for number, path in enumerate(pictures)]
+    gaps = table(tmp_path / "gaps.csv", ["path", "fine", "camera"], lines)
+    named = ["training rows have no concept, since their 'camera' is empty", "drop these rows"]
+    refuse(3, named, "train", gaps, *ROBUST, "--concepts", "camera", *out)
+
+
 def test_a_damaged_bundle_s_concepts(run: Path, tmp_path: Path) -> None:
     import shutil
 

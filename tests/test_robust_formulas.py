@@ -419,17 +419,17 @@ def test_the_worst_concept_by_hand() -> None:
     levels = ("coarse", "fine")
     labels = torch.tensor([[0, 0], [0, 1], [0, 1], [1, 2], [1, 3], [1, -1], [-1, -1]])
     answers = {"fine": torch.eye(4)[[0, 1, 0, 2, 2, 3, 0]], "coarse": torch.eye(2)[[0, 0, 0, 0, 0, 0, 0]]}
-    found = worst_concept_accuracy(answers, labels, levels, "coarse")
+    found = worst_concept_accuracy(answers, labels, levels, labels[:, 0])
     assert found == pytest.approx(1 / 3 + 1e-6 * (2 / 3 + 1 / 3) / 2, abs=1e-7)
     # Where one concept is never right, the better epoch is the one that does better on the others.
     none = {**answers, "fine": torch.eye(4)[[0, 0, 0, 3, 2, 3, 0]]}
     some = {**answers, "fine": torch.eye(4)[[0, 1, 0, 3, 2, 3, 0]]}
-    scores = [worst_concept_accuracy(a, labels, levels, "coarse") for a in (none, some)]
+    scores = [worst_concept_accuracy(a, labels, levels, labels[:, 0]) for a in (none, some)]
     assert 0 < scores[0] < scores[1] < 1e-5
     # Without fine labels the coarse ones count.
     coarse = labels.index_fill(1, torch.tensor([1]), -1)
-    assert worst_concept_accuracy(answers, coarse, levels, "coarse") == pytest.approx(0.5e-6)
-    assert worst_concept_accuracy(answers, torch.full_like(labels, -1), levels, "coarse") == 0.0
+    assert worst_concept_accuracy(answers, coarse, levels, coarse[:, 0]) == pytest.approx(0.5e-6)
+    assert worst_concept_accuracy(answers, torch.full_like(labels, -1), levels, labels[:, 0]) == 0.0
 
 
 @pytest.mark.parametrize(("last", "worst"), [("known coarsely", 0.0), ("a ragged leaf", 0.0), ("left out", 1.0)])
@@ -441,7 +441,7 @@ def test_no_concept_is_blind_for_the_worst(last: str, worst: float) -> None:
         labels[2:] = -1
     assert taxonomy.width("fine") == 3
     answers = {"coarse": torch.eye(2)[[0, 0, 0, 0]], "fine": torch.eye(3)[[0, 1, 0, 1]]}
-    found = worst_concept_accuracy(answers, labels, taxonomy.levels, "coarse")
+    found = worst_concept_accuracy(answers, labels, taxonomy.levels, labels[:, 0])
     assert found == pytest.approx(worst, abs=1e-5)
     decisions = Decisions({level: p.argmax(1).numpy() for level, p in answers.items()}, {})
     raw = labels.masked_fill(labels >= torch.tensor([2, taxonomy.num_classes("fine")]), -1)

@@ -155,7 +155,8 @@ def load_bundle(path: Path | str) -> Bundle:
                 raise DataError(f"{name!r} in config.json must be {kind.__name__}, got {config[name]!r:.80}")
         taxonomy = Taxonomy.from_dict(json.loads(contents["taxonomy.json"]))
         if "concepts" in config:
-            taxonomy.level_index(config["concepts"]["level"])
+            if not config["concepts"].get("column", False):
+                taxonomy.level_index(config["concepts"]["level"])
             rows = config["concepts"].get("rows", {})
             if not isinstance(rows, dict) or not all(type(count) is int for count in rows.values()):
                 raise DataError(f"the rows of 'concepts' in config.json must be counts by name, got {rows!r:.80}")

@@ -92,7 +92,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 @contextmanager
 def staged_folder(path: Path, replaces: bool) -> Iterator[Path]:
-    """A folder to fill inside the block, which then becomes ``path`` whole; where the block fails nothing is left of it.
+    """A folder to fill inside the block, which then becomes ``path`` whole; where the block fails nothing is left.
 
     ``replaces``: an older one, which otherwise stays as it is. Raises StorageError.
     """

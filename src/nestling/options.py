@@ -66,7 +66,7 @@ class TrainingOptions(SourceOptions):
     weights: str | None = None
     """A safetensors file that the backbone starts from, such as timm's of the same name."""
     concepts: str | None = None
-    """A CSV class,concept: the concepts become the coarsest level, named concept."""
+    """A CSV class,concept: the concepts become the coarsest level, named concept; or a column, no level then."""
     target_mix: str | None = None
     """A CSV class,share of the mix that a target has at one level: the prior of the concepts' weights (robust)."""
     known: str | None = None

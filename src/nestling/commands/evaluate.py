@@ -19,7 +19,7 @@ from nestling.commands.unknown import HELD_OUT, measure_unknown
 from nestling.commands.words import attack_lines, score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.hold_out import hold_out
-from nestling.data.sources import load_data
+from nestling.data.sources import has_column, load_data
 from nestling.data.tables import split_name
 from nestling.data.text import loaded_for
 from nestling.engine.runtime import Runtime
@@ -68,6 +68,7 @@ def evaluate(command: Evaluate) -> int:
             qualify_names=command.qualify_names,
             on_bad_image=command.on_bad_image or "error",
             seed=bundle.config.get("seed", 0),
+            concepts=concept_column(bundle, source, command.data_dir),
         )
     except UsageError as error:
         if command.source:
@@ -120,6 +121,12 @@ def evaluate(command: Evaluate) -> int:
     if doubted is not None:
         print("\n".join(doubted.lines()))
     return 0
+
+
+def concept_column(bundle: Bundle, source: str, data_dir: str | None) -> str | None:
+    """The column of the concepts that a model was trained by; None where they are a level, or the source has it not."""
+    concepts = bundle.config.get("concepts", {})
+    return concepts["level"] if concepts.get("column") and has_column(source, concepts["level"], data_dir) else None
 
 
 def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:

@@ -111,9 +111,10 @@ class Pipeline:
         about = {name: self.options[name] for name in ("known", "levels", "image_size") if self.options.get(name)}
         if self.held_out is not None and self.tree is not None:
             about["hold_out"] = {"classes": self.options["hold_out"], "taxonomy": self.tree.to_dict()}
-        concepts = self.recipe.concepts_at(train.taxonomy)
+        concepts = self.recipe.concepts_at(train)
         if concepts is not None:
-            about["concepts"] = {"level": concepts, "rows": rows_of_concepts(train, concepts)}
+            rows = rows_of_concepts(train, concepts)
+            about["concepts"] = {"level": concepts, "rows": rows, "column": concepts not in train.taxonomy.levels}
         end = Finish(
             folder=self.folder,
             method=self.recipe.method,
@@ -224,7 +225,7 @@ class Pipeline:
             qualify_names=self.options.get("qualify_names", False),
             on_bad_image=self.options.get("on_bad_image", "error"),
             seed=self.seed,
-            concepts=self.options.get("concepts") if like is None else None,
+            concepts=self.options.get("concepts") if like is None or like.concepts is not None else None,
         )
         self.tree = data.taxonomy
         if not self.options.get("hold_out"):
@@ -260,7 +261,7 @@ class Pipeline:
         self, train: LabelledData, validation: LabelledData | None, stages: Sequence[StagePlan]
     ) -> dict[str, Run]:
         """Every method at the learning rate that its own validation rows choose from one grid, with as many steps."""
-        trainings = rivals(self.recipe, self.rate_given, stages, self.recipe.concepts_at(train.taxonomy))
+        trainings = rivals(self.recipe, self.rate_given, stages, self.recipe.concepts_at(train))
         runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"))
         if Runtime.choose(self.device, self.precision).precision != runtime.precision:
             # A resume on another machine, which by itself would choose otherwise.

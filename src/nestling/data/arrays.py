@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nestling.data.dataset import LabelledData
+from nestling.data.dataset import Concepts, LabelledData
 from nestling.data.decode import decode
 from nestling.data.images import LazyImages, load_images
 from nestling.data.inputs import Raw
@@ -30,6 +30,7 @@ def from_arrays(
     qualify_names: bool = False,
     image_size: int | tuple[int, int] | None = None,
     groups: Any = None,
+    concepts: Mapping[str, Sequence[str | None]] | None = None,
     name: str = "arrays",
 ) -> LabelledData:
     """See ``LabelledData.from_arrays``."""
@@ -39,8 +40,18 @@ def from_arrays(
     pictures, items, notes = _inputs(inputs, image_size, name)
     if len(pictures) != len(codes):
         raise DataError(f"{name}: there are {len(pictures):,} inputs and {len(codes):,} rows of labels: give one each")
+    if concepts is not None and len(concepts) != 1:
+        raise UsageError(f"{name}: concepts go by one name, such as {{'camera': [...]}}; got {len(concepts)}")
+    named = None if concepts is None else next(iter(concepts.items()))
     return LabelledData(
-        inputs=pictures, labels=codes, taxonomy=tree, items=items, groups=groups, name=name, notes=notes
+        inputs=pictures,
+        labels=codes,
+        taxonomy=tree,
+        items=items,
+        groups=groups,
+        concepts=None if named is None else Concepts.from_names(*named),
+        name=name,
+        notes=notes,
     )
 
 

@@ -1,7 +1,8 @@
-"""Concepts that a user names in a CSV ``class,concept``: one more column of a source, and so one more level."""
+"""Concepts that a user names: a column of the source that is no level, or a CSV ``class,concept``, one more level."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,39 @@ def read_pairs(path: str | Path, name: str, value: str) -> dict[str, str]:
     if not found:
         raise DataError(f"{path}: the table has a header and no rows")
     return found
+
+
+def is_file(given: str | Path) -> bool:
+    """Whether a CSV is meant, and no column."""
+    return Path(given).suffix.lower() == ".csv" or Path(given).is_file()
+
+
+def with_column(source: Source, column: str, levels: Sequence[str] | None) -> Source:
+    """The source with one of its columns taken as concepts, and as a level no longer.
+
+    ``levels``: those that the user names. Raises ``UsageError`` for a column that is not there, or is a level as well.
+    """
+    every = concatenate(list(source.splits.values()))
+    if column not in every.columns:
+        if column in every.refused:
+            raise DataError(f"{source.place}: the column {column!r} cannot tell concepts: {every.refused[column]}")
+        raise unknown("file or column of concepts", column, every.columns)
+    if levels is not None and column in levels:
+        raise UsageError(
+            f"{column!r} is named as a level, whose classes are concepts as they are: leave --concepts out"
+        )
+    splits = {
+        split: replace(
+            rows,
+            columns={name: values for name, values in rows.columns.items() if name != column},
+            concepts=rows.columns.get(column, [None] * len(rows)),
+        )
+        for split, rows in source.splits.items()
+    }
+    known = None if source.levels is None else tuple(level for level in source.levels if level != column)
+    count = len({value for value in every.columns[column] if value is not None})
+    notes = (*source.notes, f"{count} concepts from the column {column!r}, which is no level")
+    return replace(source, splits=splits, levels=known, notes=notes)
 
 
 def with_concepts(source: Source, path: str | Path) -> Source:

@@ -18,6 +18,25 @@ from nestling.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, eq=False)
+class Concepts:
+    """Of which concept each row is, by a column that is no level: a place, a camera, a season."""
+
+    name: str
+    """The column's."""
+    names: tuple[str, ...]
+    codes: np.ndarray
+    """int64 (n,), -1 = none is given."""
+
+    @classmethod
+    def from_names(cls, name: str, values: Sequence[str | None], names: Sequence[str] | None = None) -> Concepts:
+        """Of (n,) names of concepts; ``names`` are those there are, by default those of the rows, sorted."""
+        known = tuple(sorted({value for value in values if value is not None}) if names is None else names)
+        number = {value: code for code, value in enumerate(known)}
+        codes = [-1 if value is None else number[value] for value in values]
+        return cls(name, known, np.array(codes, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
 class LabelledData:
     """``n`` inputs, the labels known of each, and the taxonomy that the labels speak of. Checked when made.
 
@@ -36,6 +55,8 @@ class LabelledData:
     """A name for every row, used in messages: a file, or ``mnist/train row 17``."""
     groups: np.ndarray | None = None
     """int64 (n,) or None: rows of one group never fall into different splits."""
+    concepts: Concepts | None = None
+    """Of the rows, where a column that is no level tells them; classes of a level are concepts without it."""
     name: str = "data"
     notes: tuple[str, ...] = ()
     """What was decided on the way, each with its reason, for the user to read."""
@@ -64,6 +85,15 @@ class LabelledData:
                 raise DataError(
                     f"the {what} of {self.name!r} must be integers of shape ({count},); "
                     f"got {column.dtype} of shape {column.shape}"
+                )
+        if self.concepts is not None:
+            size, codes = len(self.concepts.names), self.concepts.codes
+            if self.concepts.name in self.taxonomy.levels:
+                raise DataError(f"{self.concepts.name!r} is a level of {self.name!r}, and its concepts are its classes")
+            if codes.shape != (count,) or (count and not -1 <= codes.min() <= codes.max() < size):
+                raise DataError(
+                    f"the concepts of {self.name!r} must be -1 or one of {size} for each of the {count} rows; got "
+                    f"codes of shape {codes.shape}"
                 )
         if len(items) != count:
             raise DataError(f"the items of {self.name!r} must be {count} names; got {len(items)}")
@@ -96,6 +126,7 @@ class LabelledData:
         qualify_names: bool = False,
         image_size: int | tuple[int, int] | None = None,
         groups: Any = None,
+        concepts: Mapping[str, Sequence[str | None]] | None = None,
         name: str = "arrays",
     ) -> LabelledData:
         """Rows that are in memory.
@@ -109,6 +140,8 @@ class LabelledData:
             and -1 are not labelled.
         taxonomy: the tree; by default the one that the labels span. ``levels`` names its levels.
         groups: (n,) whole numbers; rows of one group never fall into different parts.
+        concepts: a name, such as ``"camera"``, and the n names of the rows by it, None where there is none: what robust
+            training is to weight where that is no level.
 
         Raises ``DataError`` naming the row for what is no picture, no label, or contradicts the tree.
         """
@@ -122,6 +155,7 @@ class LabelledData:
             qualify_names=qualify_names,
             image_size=image_size,
             groups=groups,
+            concepts=concepts,
             name=name,
         )
 
@@ -171,6 +205,7 @@ class LabelledData:
             index=self.index[rows],
             items=tuple(self.items[row] for row in rows.tolist()),
             groups=None if self.groups is None else self.groups[rows],
+            concepts=None if self.concepts is None else replace(self.concepts, codes=self.concepts.codes[rows]),
         )
 
     @property
@@ -195,6 +230,20 @@ class LabelledData:
         A row at a ragged leaf counts as labelled at the finest level: there is nothing finer to know.
         """
         return strata(self.labels, self.taxonomy)[:, 0]
+
+    def has_concepts(self, name: str) -> bool:
+        """Whether ``name`` is the column of concepts, or a level."""
+        return name in self.taxonomy.levels or (self.concepts is not None and self.concepts.name == name)
+
+    def concepts_at(self, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+        """int64 (n,), the concept of each row, -1 = none; and the names: of the column that is no level, or of a level.
+
+        At a level a leaf that ends above it is a concept as well. Raises ``UsageError`` for a name of neither.
+        """
+        if self.concepts is not None and self.concepts.name == name:
+            return self.concepts.codes, self.concepts.names
+        number = self.taxonomy.level_index(name)
+        return self.taxonomy.columns(self.labels)[:, number], self.taxonomy.column_names(name)
 
     def keep(self, fractions: Mapping[str, float], seed: int = 0) -> LabelledData:
         """The same rows with labels forgotten, so that each level stays known for its fraction of the rows.

@@ -19,6 +19,9 @@ def fingerprint(parts: Iterable[LabelledData]) -> str:
         shape = None if isinstance(data.inputs, list) else data.image_shape
         digest.update(json.dumps([data.taxonomy.to_dict(), shape, len(data)]).encode())
         digest.update(data.labels.tobytes())
+        if data.concepts is not None:
+            digest.update(json.dumps([data.concepts.name, data.concepts.names]).encode())
+            digest.update(data.concepts.codes.tobytes())
         if isinstance(data.inputs, torch.Tensor):
             digest.update(data.inputs.contiguous().numpy().data)
         elif isinstance(data.inputs, list):

@@ -31,6 +31,8 @@ class Rows:
     kind: Literal["image", "text"]
     inputs: Inputs
     groups: list[str | None] | None = None
+    concepts: list[str | None] | None = None
+    """The values of the column that concepts are asked of."""
     splits: list[str | None] | None = None
     """The values of a ``split`` column."""
     refused: dict[str, str] = field(default_factory=dict)
@@ -52,6 +54,7 @@ class Rows:
             items=[self.items[row] for row in chosen],
             inputs=self.inputs.select(rows),
             groups=pick(self.groups),
+            concepts=pick(self.concepts),
             splits=pick(self.splits),
         )
 
@@ -61,7 +64,12 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
     names = list(dict.fromkeys(name for part in parts for name in part.columns))
-    grouped = any(part.groups is not None for part in parts)
+
+    def joined(each: Sequence[list[str | None] | None]) -> list[str | None] | None:
+        if all(values is None for values in each):
+            return None
+        return [value for part, values in zip(parts, each, strict=True) for value in values or [None] * len(part)]
+
     return Rows(
         columns={
             name: [value for part in parts for value in part.columns.get(name, [None] * len(part))] for name in names
@@ -69,7 +77,8 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         items=[item for part in parts for item in part.items],
         kind=parts[0].kind,
         inputs=Joined([part.inputs for part in parts]),
-        groups=[value for part in parts for value in part.groups or [None] * len(part)] if grouped else None,
+        groups=joined([part.groups for part in parts]),
+        concepts=joined([part.concepts for part in parts]),
         refused={name: reason for part in parts for name, reason in part.refused.items()},
     )
 

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from nestling.data.concepts import LEVEL, with_concepts
-from nestling.data.dataset import LabelledData
+from nestling.data.concepts import LEVEL, is_file, with_column, with_concepts
+from nestling.data.dataset import Concepts, LabelledData
 from nestling.data.images import load_images
 from nestling.data.labels import encode
 from nestling.data.resolve import Source, resolve
@@ -60,7 +60,8 @@ def load_data(
     on_bad_image: 'error', or 'skip' to leave out what cannot be read, which is said in the notes.
     seed: of the stratified 80/20 cut, where the source has no test split, and of sets made at random.
     first: so many rows of the split alone, the first ones; no other is decoded.
-    concepts: a CSV ``class,concept``, whose concepts become the coarsest level, named 'concept'.
+    concepts: a CSV ``class,concept``, whose concepts become the coarsest level, named 'concept'; or a column that is
+        no level, by which robust training weights the rows.
 
     Raises ``UsageError`` for an unknown source, split or level, ``DataError`` for what is wrong inside, and
     ``StorageError`` for what cannot be read or fetched.
@@ -88,6 +89,7 @@ def load_data(
         taxonomy=taxonomy,
         items=tuple(items[row] for row in kept.tolist()),
         groups=None if groups is None else groups[kept],
+        concepts=_concepts(found, rows.select(kept), concepts),
         name=found.name,
         notes=(*notes, *more),
     )
@@ -114,6 +116,7 @@ def load_labels(
         taxonomy=taxonomy,
         items=tuple(rows.items),
         groups=_group_codes(rows.groups),
+        concepts=_concepts(found, rows, concepts),
         name=found.name,
         notes=notes,
     )
@@ -131,7 +134,9 @@ def _named(
 ) -> tuple[Source, Taxonomy, Rows, np.ndarray, tuple[str, ...]]:
     """The source, its taxonomy, the rows of a split with their labels (n, levels), and what there is to say of them."""
     found = resolve(source, data_dir, seed)
-    if concepts is not None:
+    if concepts is not None and not is_file(concepts):
+        found = with_column(found, str(concepts), levels)
+    elif concepts is not None:
         if taxonomy is not None:
             raise UsageError("concepts come from one file: from --concepts, or as a level of the --taxonomy")
         found = with_concepts(found, concepts)
@@ -153,6 +158,11 @@ def available_splits(source: str | Path, data_dir: str | Path | None = None) -> 
 def has_split(source: str | Path, split: str, data_dir: str | Path | None = None) -> bool:
     """Whether the source has this split; most often asked of 'validation'. Raises as ``load_data``."""
     return split in available_splits(source, data_dir)
+
+
+def has_column(source: str | Path, column: str, data_dir: str | Path | None = None, seed: int = 0) -> bool:
+    """Whether any split of the source has such a column. Raises as ``load_data``."""
+    return any(column in rows.columns for rows in resolve(source, data_dir, seed).splits.values())
 
 
 def _choose(
@@ -191,6 +201,14 @@ def _twice(found: Source) -> tuple[str, ...]:
         return ()
     many = "1 input stands" if len(names) == 1 else f"{len(names):,} inputs stand"
     return (f"warning: {many} in more than one row, and may be in training and test rows both: {listed(names, 3)}",)
+
+
+def _concepts(found: Source, rows: Rows, column: str | Path | None) -> Concepts | None:
+    """Those of some rows; their names are the same for every split."""
+    if rows.concepts is None:
+        return None
+    names = {name for split in found.splits.values() for name in split.concepts or () if name is not None}
+    return Concepts.from_names(str(column), rows.concepts, sorted(names))
 
 
 def _group_codes(groups: Sequence[str | None] | None) -> np.ndarray | None:

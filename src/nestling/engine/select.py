@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nestling import collective
@@ -65,7 +66,11 @@ class Judge:
             engine.model, data, engine.runtime, self.until, rows=rows, since=self.since, obey=obey
         )
         answers = {k: p for k, p in engine.model.answers(outputs).combined.items() if k in self.levels}
-        return self.select.metric(answers, labels, engine.train.taxonomy.levels), answers, labels
+        given: list[Any] = [answers, labels, engine.train.taxonomy.levels]
+        if self.select.concepts is not None:
+            codes, _ = self.data.concepts_at(self.select.concepts)
+            given.append(torch.from_numpy(codes[rows]).to(labels.device))
+        return self.select.metric(*given), answers, labels
 
     def score(self, obey: Callable[[], object] = lambda: None) -> tuple[float, dict[str, Any]]:
         """A loss, the lower the better, and what to record. Raises NotFinite where it is not.

@@ -15,9 +15,8 @@ SMALLEST = 5
 
 
 def rows_of_concepts(data: LabelledData, level: str) -> dict[str, int]:
-    """How many rows each concept at ``level`` has, by its name; a ragged leaf above it is one too."""
-    codes = data.taxonomy.columns(data.labels)[:, data.taxonomy.level_index(level)]
-    names = data.taxonomy.column_names(level)
+    """How many rows each concept at ``level``, or of that column, has, by name; a ragged leaf above it is one too."""
+    codes, names = data.concepts_at(level)
     return dict(zip(names, np.bincount(codes[codes >= 0], minlength=len(names)).tolist(), strict=True))
 
 

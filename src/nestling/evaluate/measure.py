@@ -105,19 +105,20 @@ def measure(
 
 
 def by_concept(decisions: Decisions, data: LabelledData, concepts: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry ``concepts``: every row at the finest level of which it is labelled; empty where none is.
+    """The entry ``concepts``: every row at the finest level of which it is labelled; empty where there is none.
 
-    ``concepts``: ``level``, whose classes and ragged leaves they are, and perhaps ``rows``, the training rows of each.
+    ``concepts``: ``level``, whose classes and ragged leaves they are, or a column, and perhaps ``rows``, the training
+    rows of each.
     ``of`` is the finest level that any row is judged at.
     """
     taxonomy, above = data.taxonomy, concepts["level"]
     columns = taxonomy.columns(data.labels)
     decided = {level: torch.from_numpy(column) for level, column in decisions.columns.items()}
     right, judged = (found.numpy() for found in right_at_finest(decided, torch.from_numpy(columns), taxonomy.levels))
-    codes = np.where(judged >= 0, columns[:, taxonomy.level_index(above)], -1)
-    if not (judged >= 0).any():
+    if not data.has_concepts(above) or not (judged >= 0).any():
         return {}
-    scores = concept_accuracies(right, codes, taxonomy.column_names(above), concepts.get("rows"))
+    codes, names = data.concepts_at(above)
+    scores = concept_accuracies(right, np.where(judged >= 0, codes, -1), names, concepts.get("rows"))
     return {"level": above, "of": taxonomy.levels[judged.max()], **scores}
 
 

@@ -19,6 +19,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError
 from nestling.methods.calibrate import select_by_likelihood, select_by_worst_concept, temperature_stage
+from nestling.methods.concepts import concepts_named
 from nestling.methods.recipe import Recipe, Stage, check, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
@@ -68,7 +69,7 @@ class Flat(Recipe):
         levels = data.taxonomy.levels
         select = select_by_likelihood(levels)
         if self.worst_of is not None:
-            select = select_by_worst_concept(levels[data.taxonomy.level_index(self.worst_of)])
+            select = select_by_worst_concept(concepts_named(data, self.worst_of))
         yield Stage(
             name="flat",
             data=data,

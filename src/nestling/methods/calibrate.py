@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -27,9 +25,8 @@ def select_by_likelihood(levels: tuple[str, ...]) -> Select:
 
 
 def select_by_worst_concept(level: str) -> Select:
-    """Keep the epoch whose worst concept at ``level`` has the highest accuracy on the validation rows."""
-    metric = partial(robust.worst_concept_accuracy, concept_level=level)
-    return Select(metric, "worst concept's accuracy", "max")
+    """Keep the epoch whose worst concept at ``level``, or of that column, is the most accurate on validation rows."""
+    return Select(robust.worst_concept_accuracy, "worst concept's accuracy", "max", concepts=level)
 
 
 @torch.no_grad()

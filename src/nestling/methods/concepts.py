@@ -12,7 +12,6 @@ from nestling.data.dataset import LabelledData
 from nestling.data.loader import shares
 from nestling.errors import DataError, UsageError, listed, unknown
 from nestling.objectives.reducers import ConceptWeighted
-from nestling.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ def concept_table(
     balance_level: str | None = None,
     counted: np.ndarray | None = None,
 ) -> ConceptTable:
-    """The concepts at ``level`` of the rows that a stage trains on.
+    """The concepts at ``level``, or of the column of that name, of the rows that a stage trains on.
 
     Balanced batches draw a row of a rare kind more often: then N_k is what a concept has of the batches, not of the
     data, so that (N / N_k) q_k gives the concept the weight q_k all the same. The prior stays the share of the rows.
@@ -50,7 +49,7 @@ def concept_table(
 
     Raises DataError where such a row has no concept.
     """
-    codes = data.taxonomy.columns(data.labels)[:, data.taxonomy.level_index(level)]
+    codes, names = data.concepts_at(level)
     finest = data.finest_known()[rows]
     if balance_level is not None:
         finest = np.minimum(finest, data.taxonomy.level_index(balance_level))
@@ -63,12 +62,13 @@ def concept_table(
         rows, mass = rows[counted[rows]], mass[counted[rows]]
     nameless = rows[codes[rows] < 0]
     if len(nameless):
+        is_level = level in data.taxonomy.levels
+        why = f"they are not labelled at level {level!r}" if is_level else f"their {level!r} is empty"
         raise DataError(
-            f"{len(nameless)} of {len(rows)} training rows have no concept, since they are not labelled at level "
-            f"{level!r} ({listed((data.items[row] for row in nameless[:3].tolist()), 3)}): drop these rows, or name "
+            f"{len(nameless)} of {len(rows)} training rows have no concept, since {why} "
+            f"({listed((data.items[row] for row in nameless[:3].tolist()), 3)}): drop these rows, or name "
             "their concepts"
         )
-    names = data.taxonomy.column_names(level)
     counts = np.bincount(codes[rows], mass, minlength=len(names))
     natural = np.bincount(codes[rows], minlength=len(names)) / max(len(rows), 1)
     place = np.full(int(data.index.max(initial=-1)) + 1, -1)
@@ -82,20 +82,26 @@ def concept_table(
     )
 
 
+def concepts_named(data: LabelledData, name: str) -> str:
+    """The level, or the column of concepts, of that name. Raises UsageError for neither."""
+    if data.has_concepts(name):
+        return name
+    columns = () if data.concepts is None else (data.concepts.name,)
+    raise unknown("level or column of concepts" if columns else "level", name, (*columns, *data.taxonomy.levels))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConceptOptions:
     """The fields of a recipe whose losses may weight concepts."""
 
     concept_weights: str = "off"
-    """off, or the level whose classes are concepts that the losses of labels weight by how they fare (see robust)."""
+    """off, or the level, or column of concepts, that the losses of labels weight by how each fares (see robust)."""
     concept_strength: float = 10.0
     """lambda of these weights: the smaller, the farther they go from the concepts' shares."""
 
-    def concepts_at(self, taxonomy: Taxonomy) -> str | None:
-        """The level of the concepts; None where they are left alone. Raises UsageError for an unknown one."""
-        if self.concept_weights == "off":
-            return None
-        return taxonomy.levels[taxonomy.level_index(self.concept_weights)]
+    def concepts_at(self, data: LabelledData) -> str | None:
+        """The level or column of the concepts; None where they are left alone. Raises UsageError for an unknown one."""
+        return None if self.concept_weights == "off" else concepts_named(data, self.concept_weights)
 
     def concept_reducer(
         self, data: LabelledData, rows: np.ndarray, counted: np.ndarray, *, batch_size: int, balance: str, up_to: str
@@ -104,7 +110,7 @@ class ConceptOptions:
 
         Batches are balanced by the levels up to ``up_to``. None for the plain mean.
         """
-        concepts = self.concepts_at(data.taxonomy)
+        concepts = self.concepts_at(data)
         if concepts is None:
             return None
         table = concept_table(
@@ -135,21 +141,22 @@ def parse_prior(entries: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
-def level_of_prior(prior: dict[str, float], taxonomy: Taxonomy) -> str:
-    """The coarsest level whose classes all the names of ``prior`` are. Raises UsageError where there is none."""
-    for level in taxonomy.levels:
-        if prior.keys() <= set(taxonomy.classes[level]):
-            return level
-    home = max(taxonomy.levels, key=lambda level: len(prior.keys() & set(taxonomy.classes[level])))
-    stranger = next(name for name in prior if name not in taxonomy.classes[home])
-    raise unknown(f"concept of the prior at level {home!r}", stranger, taxonomy.classes[home])
+def level_of_prior(prior: dict[str, float], data: LabelledData) -> str:
+    """The column of concepts, or the coarsest level, that has all names of ``prior``. Raises UsageError for none."""
+    levels = {level: data.taxonomy.classes[level] for level in data.taxonomy.levels}
+    named = levels if data.concepts is None else {data.concepts.name: data.concepts.names, **levels}
+    for name, concepts in named.items():
+        if prior.keys() <= set(concepts):
+            return name
+    home = max(named, key=lambda name: len(prior.keys() & set(named[name])))
+    stranger = next(concept for concept in prior if concept not in named[home])
+    raise unknown(f"concept of the prior at level {home!r}", stranger, named[home])
 
 
-def prior_at(prior: dict[str, float], level: str, taxonomy: Taxonomy) -> Tensor | None:
-    """(k,) shares in the order of the level's columns, 0 where none is given; None for no prior. Raises UsageError."""
+def prior_at(prior: dict[str, float], names: tuple[str, ...], level: str) -> Tensor | None:
+    """(k,) shares of the concepts ``names``, 0 where none is given; None for no prior. Raises UsageError."""
     if not prior:
         return None
-    names = taxonomy.column_names(level)
     for name in prior:
         if name not in names:
             raise unknown(f"concept of the prior at level {level!r}", name, names)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from nestling.data.batch import Batch
     from nestling.data.dataset import LabelledData
     from nestling.models.model import Model, Outputs
-    from nestling.taxonomy import Taxonomy
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 LARGEST_BATCH, LEAST_BATCH = 256, 32
@@ -86,8 +85,8 @@ class Optimizer:
 class Select:
     """How a stage's epochs are compared: a pure function of calibrated probabilities and labels, on validation rows."""
 
-    metric: Callable[[dict[str, Tensor], Tensor, tuple[str, ...]], float]
-    """(probabilities per level, labels (n, levels), names of levels) to a number."""
+    metric: Callable[..., float]
+    """(probabilities per level, labels (n, levels), names of levels) to a number; with ``concepts``, these (n,) too."""
     name: str
     mode: str = "min"
     levels: tuple[str, ...] = ()
@@ -96,6 +95,8 @@ class Select:
     """validation, or train: the stage's own rows, without augmentation."""
     start: bool = False
     """The weights that the stage begins with are compared too."""
+    concepts: str | None = None
+    """The level, or the column, of the concepts that the metric is told of each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,8 +223,8 @@ class Recipe(ABC):
         """What this method asks of its network."""
         return NetworkOptions(norm=self.norm)
 
-    def concepts_at(self, taxonomy: Taxonomy) -> str | None:
-        """The level whose classes are concepts that this recipe weights or is judged by; None where it knows none."""
+    def concepts_at(self, data: LabelledData) -> str | None:
+        """The level, or column, of the concepts that this recipe weights or is judged by; None where it knows none."""
         return None
 
     def batch_for(self, num_rows: int) -> int:

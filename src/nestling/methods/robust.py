@@ -24,14 +24,13 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import select_by_likelihood, select_by_worst_concept, temperature_stage
-from nestling.methods.concepts import concept_table, level_of_prior, parse_prior, prior_at
+from nestling.methods.concepts import concept_table, concepts_named, level_of_prior, parse_prior, prior_at
 from nestling.methods.recipe import Context, Perturb, Recipe, Select, Stage, check, of_stage
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
 from nestling.objectives import robust
 from nestling.objectives.reducers import ConceptReducer, ConceptWeighted, GroupDRO
 from nestling.objectives.terms import MarginalCrossEntropy
-from nestling.taxonomy import Taxonomy
 
 ASCENTS = ("projected", "group-dro")
 SELECTIONS = ("auto", "worst-concept", "likelihood", "last")
@@ -50,7 +49,7 @@ class Robust(Recipe):
     strength: float | str = 10.0
     """lambda, by which the concepts' weights are held at the prior: the smaller, the more adversarial; or off."""
     concept_level: str | None = None
-    """The level whose classes are the concepts; the coarsest by default."""
+    """The level whose classes are the concepts; by default the column of concepts, or where none is the coarsest."""
     prior: tuple[str, ...] = ()
     """q_0 as CONCEPT=SHARE for each, for a target whose mix is known; the training rows' own mix by default."""
     ascent: str = "projected"
@@ -109,11 +108,12 @@ class Robust(Recipe):
     def network(self) -> NetworkOptions:
         return NetworkOptions(norm=self.norm, plain=True)
 
-    def concepts_at(self, taxonomy: Taxonomy) -> str:
-        prior = parse_prior(self.prior)
+    def concepts_at(self, data: LabelledData) -> str:
         if self.concept_level is not None:
-            return taxonomy.levels[taxonomy.level_index(self.concept_level)]
-        return level_of_prior(prior, taxonomy) if prior else taxonomy.levels[0]
+            return concepts_named(data, self.concept_level)
+        if self.prior:
+            return level_of_prior(parse_prior(self.prior), data)
+        return data.taxonomy.levels[0] if data.concepts is None else data.concepts.name
 
     def stages(self, model: Model, data: LabelledData) -> Iterator[Stage]:
         levels, finest = data.taxonomy.levels, data.taxonomy.levels[-1]
@@ -122,7 +122,7 @@ class Robust(Recipe):
             raise UsageError("no training row is labelled, and robust training needs labels: label some")
         batch_size, epochs = self.batch_for(len(rows)), of_stage("epochs", self.epochs or 60, 0, 1)
         steps = self.steps_for(len(rows), batch_size)
-        concepts = self.concepts_at(data.taxonomy)
+        concepts = self.concepts_at(data)
         total = epochs * (steps or -(-len(rows) // batch_size))
         reducer = self.reducer(data, rows, concepts, batch_size, total) if self.weighted else None
         yield Stage(
@@ -156,7 +156,7 @@ class Robust(Recipe):
     def reducer(self, data: LabelledData, rows: np.ndarray, level: str, batch_size: int, total: int) -> ConceptReducer:
         """What weights the concepts of ``rows``; the training takes ``total`` steps."""
         table = concept_table(data, rows, level, batch_size=batch_size, balance=self.balance)
-        given = prior_at(parse_prior(self.prior), level, data.taxonomy)
+        given = prior_at(parse_prior(self.prior), table.names, level)
         prior = table.prior if given is None else given
         if self.ascent == "group-dro":
             return GroupDRO(table.concept_of, table.counts, table.names, prior, eta=self.eta)

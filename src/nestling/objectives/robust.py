@@ -185,7 +185,7 @@ def tightening(product: Tensor, norm: Tensor, transport: float, smoothness: floa
 
 
 def worst_concept_accuracy(
-    answers: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...], concept_level: str
+    answers: dict[str, Tensor], labels: Tensor, levels: tuple[str, ...], concepts: Tensor
 ) -> float:
     """The accuracy of the concept that fares worst, over the concepts of the rows given; for ``Select``.
 
@@ -196,14 +196,14 @@ def worst_concept_accuracy(
     ----------
     answers: probabilities (n, width) of each level; labels: (n, len(levels)) int64, the training columns of
         ``Taxonomy.columns``, in which a ragged leaf goes on to the finest level; -1 = not labelled.
+    concepts: (n,) int64, of which concept each row is; -1 = of none, and does not count.
     """
-    concept = labels[:, levels.index(concept_level)]
     decided = {level: p.argmax(1) for level, p in answers.items()}
     right, judged = right_at_finest(decided, labels, levels)
-    known = (judged >= 0) & (concept >= 0)
+    known = (judged >= 0) & (concepts >= 0)
     if not known.any():
         return 0.0
-    _, place = concept[known].unique(return_inverse=True)
+    _, place = concepts[known].unique(return_inverse=True)
     rows = torch.bincount(place)
     accuracy = torch.zeros(len(rows), device=rows.device).index_add(0, place, right[known].float()) / rows
     return float(accuracy.min()) + 1e-6 * float(accuracy.mean())

@@ -20,7 +20,7 @@ Measure = Callable[[Trial, Place], list[Cell]]
 Mix = tuple[int, ...]
 Flat = EndToEnd | FlatMarginal
 
-NESTED, OURS, TWIN, MORE = "nested", "nested, our default", "end-to-end", "end-to-end, 1.5 f"
+NESTED, OURS, TWIN, MORE = "nested", "nested, marginal + balanced", "end-to-end", "end-to-end, 1.5 f"
 MARGINAL, CRM, REJECTION = "flat + marginal", "flat + CRM", "nested + rejection"
 """The rows of a table. ``MORE`` has half as many fine labels again; ``CRM`` decides anew from ``MARGINAL``'s weights,
 and ``REJECTION`` is ``NESTED`` with its rejection class: each is measured beside the other."""

@@ -26,7 +26,7 @@ from nestling.reproduce.nested_measures import (
     combinations,
     conditions,
     decided,
-    overconfidence,
+    gap,
     robustness,
 )
 from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial
@@ -52,7 +52,7 @@ def ablated(scale: str, at: Setting, row: str, **changes: Any) -> Trial:
     return replace(made, row=row, recipe=replace(made.recipe, **changes), options={})
 
 
-def gap(level: str, paper: float) -> Claim:
+def skipped(level: str, paper: float) -> Claim:
     return Claim(
         id=f"skips-{level}-distorted",
         text=f"with skips the {level} accuracy under distortion is higher",
@@ -86,9 +86,9 @@ SKIPS = Table(
     trials=skip_trials,
     floor=Floor(row=SKIPS_ROW, column=accuracy("fine", strength=0), least=0.85),
     claims=[
-        gap("fine", 0.10),
-        gap("middle", 0.075),
-        gap("coarse", 0.02),
+        skipped("fine", 0.10),
+        skipped("middle", 0.075),
+        skipped("coarse", 0.02),
         Claim(
             id="skips-fine-clean",
             text="with skips the fine accuracy on clean rows is slightly higher",
@@ -141,7 +141,7 @@ WAYS = ("each level by itself", "Equation 2", "majority vote", "accuracy-weighte
 
 
 def cascade(trial: Trial, place: Place) -> list[Cell]:
-    """Accuracy and overconfidence by level, and the curves over the steps of training on validation rows.
+    """Accuracy, overconfidence and calibration gap by level, and on validation rows the curves over the steps.
 
     Of the cascade, which ``options['also']`` tells, the calibrations and combinations too.
     """
@@ -242,9 +242,9 @@ CASCADE = Table(
         *(
             Claim(
                 id=f"calibration-{name}",
-                text=f"calibration by {what} lowers fine overconfidence under distortion",
-                more=("calibration: none", overconfidence("fine", distorted=True)),
-                less=(f"calibration: {name}", overconfidence("fine", distorted=True)),
+                text=f"calibration by {what} brings fine confidence nearer to the accuracy under distortion",
+                more=("calibration: none", gap("fine", distorted=True)),
+                less=(f"calibration: {name}", gap("fine", distorted=True)),
             )
             for name, what in (("temperature", "temperature"), ("rejection", "a rejection class"), ("both", "both"))
         ),

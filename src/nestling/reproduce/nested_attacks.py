@@ -58,8 +58,21 @@ def ratio_at(error: float) -> str:
     return f"ratio of {epsilon_at(error)}"
 
 
+def flipped(attack: str) -> str:
+    """A column: the share of the attacked rows whose fine answer is wrong in the end."""
+    return f"{attack} flipped"
+
+
+def turned(level: str, attack: str) -> str:
+    """A column: as ``accuracy``, over the rows whose fine answer was right before."""
+    return f"{accuracy(level, attack)}, fine right before"
+
+
 def attacks(trial: Trial, place: Place) -> list[Cell]:
     """Accuracies on clean rows and under each attack, what it took, and the error of the fine head by epsilon.
+
+    Under an attack accuracies are over the rows whose fine answer is wrong in the end, as Table 3's are: those that
+    were wrong on the clean image among them, untouched, and beside it without those.
 
     ``options``: ``attacks`` by name, and ``attacked``, how many of the test rows.
     """
@@ -69,14 +82,20 @@ def attacks(trial: Trial, place: Place) -> list[Cell]:
     cells = []
     for name, spec in trial.options["attacks"].items():
         moved = under_attack(*where, spec)
-        cells += accuracies(trial.row, name, found, moved.outputs, rows)
-        reached = moved.strength[moved.flipped]
-        if len(reached):
-            cells.append(Cell(trial.row, f"strength of {name}", float(np.median(reached))))
+        wrong = moved.flipped
+        cells.append(Cell(trial.row, flipped(name), float(wrong.mean()), tuple(wrong.astype(float).tolist())))
+        if wrong.any():
+            cells += accuracies(trial.row, name, found, moved.outputs, rows, wrong)
+        before = wrong & (moved.strength > 0)
+        if before.any():
+            cells += [
+                replace(cell, column=turned(level, name))
+                for level, cell in zip(LEVELS[:2], accuracies(trial.row, name, found, moved.outputs, rows, before))
+            ]
+            cells.append(Cell(trial.row, f"strength of {name}", float(np.median(moved.strength[before]))))
     curve = outputs_by_epsilon(*where, EPSILONS)
-    right = [fine_right(found, outputs, rows) for outputs in curve]
-    errors = [float(1 - each.mean()) for each in right]
-    cells = [*accuracies(trial.row, "clean", found, curve[0], rows), *cells]
+    errors = [float(1 - fine_right(found, outputs, rows).mean()) for outputs in curve]
+    cells = [*accuracies(trial.row, "clean", found, curve[0], rows, np.ones(len(rows), dtype=bool)), *cells]
     cells += [
         Cell(trial.row, f"fine error epsilon {epsilon:g}", error, count=len(rows))
         for epsilon, error in zip(EPSILONS, errors)
@@ -90,20 +109,22 @@ def attacks(trial: Trial, place: Place) -> list[Cell]:
 
 
 @torch.no_grad()
-def accuracies(row: str, attack: str, found: Trained, outputs: Outputs, rows: LabelledData) -> list[Cell]:
-    """Of each level's own head, and of the fine and middle answers combined by Equation 2."""
+def accuracies(
+    row: str, attack: str, found: Trained, outputs: Outputs, rows: LabelledData, among: np.ndarray
+) -> list[Cell]:
+    """Of each level's own head, and of the fine answer combined by Equation 2, among some of the rows (bool, (n,))."""
     model = found.run.model
     own = base_decisions(model, outputs)
     combined = decisions_of(model, model.answers(outputs, reject=False))
-    cells = [right(row, accuracy(level, attack), own, level, rows) for level in LEVELS]
-    return [*cells, right(row, accuracy("fine", attack, combined=True), combined, "fine", rows)]
+    cells = [right(row, accuracy(level, attack), own, level, rows, among) for level in LEVELS]
+    return [*cells, right(row, accuracy("fine", attack, combined=True), combined, "fine", rows, among)]
 
 
-def right(row: str, column: str, decisions: Decisions, level: str, rows: LabelledData) -> Cell:
-    """How often a level's decision is right."""
+def right(row: str, column: str, decisions: Decisions, level: str, rows: LabelledData, among: np.ndarray) -> Cell:
+    """How often a level's decision is right; of as many rows as the models were fooled on, which are not paired."""
     labels = rows.labels[:, rows.taxonomy.level_index(level)]
-    each = (decisions.columns[level] == labels)[labels >= 0].astype(float)
-    return Cell(row, column, float(each.mean()), tuple(each.tolist()))
+    each = (decisions.columns[level] == labels)[among & (labels >= 0)].astype(float)
+    return Cell(row, column, float(each.mean()), count=len(each))
 
 
 @torch.no_grad()

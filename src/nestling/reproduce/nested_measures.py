@@ -32,6 +32,11 @@ def overconfidence(level: str, *, strength: float | None = None, distorted: bool
     return column("overconfidence", level, strength, distorted)
 
 
+def gap(level: str, *, strength: float | None = None, distorted: bool = False) -> str:
+    """A column: how far mean confidence and accuracy lie apart, whichever is the higher, strength by strength."""
+    return column("calibration gap", level, strength, distorted)
+
+
 def column(kind: str, level: str, strength: float | None, distorted: bool) -> str:
     """Without either, of clean rows in a table that has no others."""
     return f"{level} {kind}" + (", distorted" if distorted else "" if strength is None else f" strength {strength:g}")
@@ -67,14 +72,15 @@ def decided(
 
 
 def cells_of(row: str, by: By, data: LabelledData, *, ece: bool = False) -> list[Cell]:
-    """Accuracy and overconfidence of every level; ``ece`` adds the calibration error on clean rows."""
+    """Accuracy, overconfidence and calibration gap of every level; ``ece`` adds the calibration error on clean rows."""
     cells = []
     for number, level in enumerate(data.taxonomy.levels):
         labels = data.labels[:, number]
         known = labels >= 0
         right = {name: (d.columns[level] == labels)[known].astype(float) for name, d in by.items()}
         over = {name: d.confidence[level][known] - right[name] for name, d in by.items()}
-        for name_of, samples in ((accuracy, right), (overconfidence, over)):
+        apart = {name: each * (1 if each.mean() >= 0 else -1) for name, each in over.items()}
+        for name_of, samples in ((accuracy, right), (overconfidence, over), (gap, apart)):
             distorted = {TURBULENCE[name]: samples[name] for name in TURBULENCE if name in samples}
             if not distorted:
                 cells.append(cell(row, name_of(level), samples[CLEAN]))

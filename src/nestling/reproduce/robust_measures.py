@@ -28,7 +28,7 @@ def concepts(trial: Trial, place: Place) -> list[Cell]:
 def by_concept(trial: Trial, found: Trained) -> list[Cell]:
     """Of each row's finest label, on the test rows of every concept; the small ones are those of few training rows."""
     assert isinstance(trial.recipe, Robust)
-    level = trial.recipe.concepts_at(found.test.taxonomy)
+    level = trial.recipe.concepts_at(found.test)
     outputs, labels = found.outputs(found.test)
     every = share(trial.row, SINGLE, outputs.logits[found.level].cpu(), labels[:, -1].cpu())
     decisions = decisions_of(found.run.model, found.run.model.answers(outputs))
