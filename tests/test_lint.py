@@ -295,6 +295,10 @@ def test_a_set_of_parquet_is_mended_as_parquet(tmp_path: Path) -> None:
             pictures.append({"bytes": buffer.getvalue(), "path": None})
         names = [sorted(TREE)[number % 4] for number in range(count)]
         columns = {"image": pictures, "coarse": [TREE[name] for name in names], "fine": names}
+        columns |= {
+            "id": [f"{split}-{number}" for number in range(count)],
+            "group": [number // 2 for number in range(count)],
+        }
         if split == "train":
             columns["fine"][0] = "Husky"
         parquet.write_table(pyarrow.table(columns), source / f"{split}.parquet")
@@ -305,6 +309,11 @@ def test_a_set_of_parquet_is_mended_as_parquet(tmp_path: Path) -> None:
     mended, before = load_data(tmp_path / "out"), load_data(source)
     assert len(mended.taxonomy.classes["fine"]) == 4 and len(before.taxonomy.classes["fine"]) == 5
     assert (mended.images(np.arange(24)) == before.images(np.arange(24))).all()
+    assert mended.items == before.items and mended.items[0] == "train-0"
+    assert mended.groups is not None and (mended.groups == before.groups).all()
+    # A column that is not named as a level goes along.
+    run_lint(0, source, "--levels", "fine", "--fix", tmp_path / "fine")
+    assert parquet.read_table(tmp_path / "fine" / "test.parquet")["coarse"].to_pylist() == columns["coarse"]
 
 
 def test_texts_have_duplicates_too(tmp_path: Path) -> None:

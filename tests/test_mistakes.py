@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nestling.commands.errors import recipe_of
 from nestling.data.dataset import LabelledData
 from nestling.evaluate.mistakes import label_mistakes
+from nestling.methods.layerwise import Layerwise
+from nestling.methods.nested import Nested
 from nestling.report.mistakes import Suspect, render_mistakes
 from nestling.taxonomy import Taxonomy
 from running import FOUR, nestling, picture, refuse, succeed
@@ -102,3 +105,23 @@ def test_the_command_finds_wrong_rows_of_a_table(tmp_path: Path) -> None:
     refuse(2, ["leave --source out"], "evaluate", run, "--errors", "--folds", "2", "--source", tmp_path / "rows.csv")
     refuse(2, ["add --errors"], "evaluate", run, "--folds", "2")
     assert nestling("evaluate", run / "model", "--errors", "--folds", "2").code == 2
+
+
+def test_folds_train_as_the_run_was_trained() -> None:
+    """At the learning rate that baselines were compared at, for the epochs that fit, by the plan that fits."""
+    given = {"method": "nested", "source": "rows.csv", "seed": 1, "batch_size": 48, "epochs": 9}
+    assert recipe_of(given, {}) == Nested(batch_size=48, epochs=9)
+    derived = {
+        "learning rate of nested": "0.01",
+        "learning rate of end-to-end": "0.1",
+        "precision": "fp32",
+        "epochs in time": json.dumps({"epochs": [1, 2, 3], "steps_per_epoch": 7}),
+    }
+    recipe = recipe_of(given, derived)
+    assert (recipe.optimizer.lr, recipe.epochs, recipe.steps_per_epoch) == (0.01, (1, 2, 3), 7)
+    assert recipe_of(given, {"learning rate of nested": "(0.1, 0.2, 0.3)"}).optimizer.lr == (0.1, 0.2, 0.3)
+    plan = {"together": 2, "micro_batch": "None", "recompute": True, "keep_features": False}
+    layers = recipe_of({"method": "layerwise", "micro_batch": 8}, plan)
+    assert isinstance(layers, Layerwise) and (layers.together, layers.micro_batch) == (2, None)
+    assert layers.recompute and not layers.keep_features
+    assert recipe_of({"method": "layerwise", "together": 3}, {}) == Layerwise(together=3)

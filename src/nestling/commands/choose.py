@@ -138,9 +138,14 @@ def keep_to(
         found = json.dumps({"epochs": recipe.epochs, "steps_per_epoch": recipe.steps_per_epoch})
         say(f"within the minutes: {text} ({reason})")
         folder.derive(IN_TIME, found, f"for --minutes: {text}; {reason}")
+    return in_time(pipeline.recipe, found)
+
+
+def in_time(recipe: Recipe, found: str) -> Recipe:
+    """The recipe with the epochs that a run folder keeps as ``IN_TIME``."""
     kept = json.loads(found)
     epochs = tuple(kept["epochs"]) if isinstance(kept["epochs"], list) else kept["epochs"]
-    return replace(pipeline.recipe, epochs=epochs, steps_per_epoch=kept["steps_per_epoch"])
+    return replace(recipe, epochs=epochs, steps_per_epoch=kept["steps_per_epoch"])
 
 
 def fitted(

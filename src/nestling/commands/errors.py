@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import torch
 
 from nestling.bundle import Bundle
+from nestling.commands.choose import IN_TIME, in_time
+from nestling.commands.memory import as_planned
+from nestling.commands.rivals import RATE
 from nestling.commands.train import say
-from nestling.config import apply, read_config
+from nestling.config import apply, load_toml, read_config
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.hold_out import hold_out
-from nestling.data.sources import has_split, load_data
+from nestling.data.sources import has_column, has_split, load_data
 from nestling.data.split import assign, cut_parts, one_of_each_group, strata
 from nestling.data.text import AnyPreprocessing, loaded_for
 from nestling.engine.fit import fit
@@ -25,6 +29,7 @@ from nestling.errors import UsageError
 from nestling.evaluate.measure import CLEAN, outputs_of
 from nestling.evaluate.mistakes import Mistake, label_mistakes
 from nestling.methods import recipe_class
+from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
 from nestling.models.model import Model
 from nestling.report.mistakes import Suspect, render_mistakes
@@ -145,10 +150,17 @@ def _load(command: Evaluate, bundle: Bundle, split: str) -> LabelledData:
         qualify_names=command.qualify_names,
         on_bad_image=command.on_bad_image or "error",
         seed=config.get("seed", 0),
+        concepts=concept_column(bundle, config["source"], command.data_dir),
     )
     if config.get("hold_out") is not None:
         data, _ = hold_out(data, config["hold_out"]["classes"])
     return data.keep(config["known"], config.get("seed", 0)) if config.get("known") else data
+
+
+def concept_column(bundle: Bundle, source: str, data_dir: str | None) -> str | None:
+    """The column of the concepts that a model was trained by; None where they are a level, or the source has it not."""
+    concepts = bundle.config.get("concepts", {})
+    return concepts["level"] if concepts.get("column") and has_column(source, concepts["level"], data_dir) else None
 
 
 def held_rows(train: LabelledData, command: Evaluate, bundle: Bundle) -> list[LabelledData]:
@@ -172,11 +184,12 @@ def folds(command: Evaluate, bundle: Bundle, train: LabelledData, runtime: Runti
     assert count is not None
     if not (run / "recipe.toml").is_file():
         raise UsageError(f"--folds trains anew by {run / 'recipe.toml'}, which is not there: give the run folder")
-    given = read_config(run / "recipe.toml")
+    settings = load_toml(run / "recipe.toml")
+    given, derived = read_config(run / "recipe.toml"), settings.get("derived", {})
     for name in ("init", "weights"):
         if given.get(name):
             raise UsageError(f"--folds trains anew, from fresh weights, and this run began from --{name} {given[name]}")
-    recipe = recipe_of(given)
+    recipe = recipe_of(given, {name: entry["value"] for name, entry in derived.items()})
     # Corrected labels are other rows to train on.
     rows_by = fingerprint([train])[:8]
     seed, result = int(given.get("seed", 0)), []
@@ -197,11 +210,19 @@ def folds(command: Evaluate, bundle: Bundle, train: LabelledData, runtime: Runti
     return [judged for judged in result if len(judged.data)]
 
 
-def recipe_of(given: Mapping[str, Any]) -> Recipe:
-    """The recipe that a run's ``[given]`` describes; what is an option of the command is none of its fields."""
-    recipe = recipe_class(str(given.get("method")))()
+def recipe_of(given: Mapping[str, Any], derived: Mapping[str, Any]) -> Recipe:
+    """The recipe that a run was trained by: its ``[given]``, and of its ``[derived]`` the learning rate that baselines
+    were compared at, the epochs that fit its minutes, and the plan that fits its memory."""
+    method = str(given.get("method"))
+    recipe = recipe_class(method)()
     names = {field.name for field in fields(recipe)}
-    return apply(recipe, {name: value for name, value in given.items() if name in names})
+    recipe = apply(recipe, {name: value for name, value in given.items() if name in names})
+    rate = derived.get(RATE.format(method))
+    if rate is not None:
+        recipe = replace(recipe, optimizer=replace(recipe.optimizer, lr=ast.literal_eval(rate)))
+    if IN_TIME in derived:
+        recipe = in_time(recipe, derived[IN_TIME])
+    return (as_planned(recipe, derived.get) or recipe) if isinstance(recipe, Layerwise) else recipe
 
 
 @torch.no_grad()

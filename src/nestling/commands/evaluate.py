@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nestling.bundle import Bundle, load_bundle
-from nestling.commands.errors import doubts
+from nestling.commands.errors import concept_column, doubts
 from nestling.commands.figures import figure_lines
 from nestling.commands.show import require_model
 from nestling.commands.train import say
@@ -19,7 +19,7 @@ from nestling.commands.unknown import HELD_OUT, measure_unknown
 from nestling.commands.words import attack_lines, score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.hold_out import hold_out
-from nestling.data.sources import has_column, load_data
+from nestling.data.sources import load_data
 from nestling.data.tables import split_name
 from nestling.data.text import loaded_for
 from nestling.engine.runtime import Runtime
@@ -121,12 +121,6 @@ def evaluate(command: Evaluate) -> int:
     if doubted is not None:
         print("\n".join(doubted.lines()))
     return 0
-
-
-def concept_column(bundle: Bundle, source: str, data_dir: str | None) -> str | None:
-    """The column of the concepts that a model was trained by; None where they are a level, or the source has it not."""
-    concepts = bundle.config.get("concepts", {})
-    return concepts["level"] if concepts.get("column") and has_column(source, concepts["level"], data_dir) else None
 
 
 def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:

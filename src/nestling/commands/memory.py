@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from nestling import collective
 from nestling.commands.words import size
@@ -43,6 +44,13 @@ class Plan:
         words += ["maps computed again on the way back"] * self.recipe.recompute
         words += ["features not kept"] * (not self.recipe.keep_features)
         return ", ".join(words)
+
+
+def as_planned(recipe: Layerwise, kept: Callable[[str], Any]) -> Layerwise | None:
+    """The recipe by the plan that a run was begun with; None where ``kept``, by name, has none."""
+    found = {name: value for name in FIELDS if (value := kept(name)) is not None}
+    # A run folder writes what is no number or truth as text.
+    return replace(recipe, **{n: None if v == "None" else v for n, v in found.items()}) if found else None
 
 
 def parse_memory(text: str) -> int:

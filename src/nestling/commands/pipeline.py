@@ -19,7 +19,7 @@ from nestling.commands.figures import figure_lines
 from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.init import begin
 from nestling.commands.notes import idle_lines, notes_of
-from nestling.commands.rivals import best_rate, rivals
+from nestling.commands.rivals import RATE, best_rate, rivals
 from nestling.commands.train import say
 from nestling.commands.words import program, score_lines
 from nestling.config import apply, to_dict
@@ -172,15 +172,14 @@ class Pipeline:
         """With ``--memory``, choose how the layers are trained; a resume keeps what was chosen."""
         if not self.options.get("memory"):
             return
-        from nestling.commands.memory import FIELDS, choose_plan, parse_memory
+        from nestling.commands.memory import FIELDS, as_planned, choose_plan, parse_memory
 
         budget = parse_memory(self.options["memory"])
         if not isinstance(self.recipe, Layerwise):
             raise UsageError("--memory chooses how many layers train together: add --method layerwise")
-        found = {name: self.folder.kept(name) for name in FIELDS}
-        kept = {name: None if value == "None" else value for name, value in found.items() if value is not None}
-        if kept:
-            self.recipe = replace(self.recipe, **kept)
+        planned = as_planned(self.recipe, self.folder.kept)
+        if planned is not None:
+            self.recipe = planned
             return
         rows, held = cut_rows(train, validation, self.seed)
         runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"), 0)
@@ -292,6 +291,6 @@ class Pipeline:
             if not candidates:
                 raise DivergedError(f"{method} diverged at every learning rate tried: set another optimizer.name")
             best, reason = (rates[0], "as given") if given else best_rate(rates, losses, self.recipe)
-            self.folder.derive(f"learning rate of {method}", str(best), reason)
+            self.folder.derive(RATE.format(method), str(best), reason)
             chosen[method] = candidates[best]
         return chosen

@@ -83,6 +83,10 @@ def twin(
     )
 
 
+RATE = "learning rate of {}"
+"""What a run folder keeps of the choice, by method."""
+
+
 def best_rate(rates: Sequence[Any], losses: Mapping[Any, float], recipe: Recipe) -> tuple[Any, str]:
     """The learning rate of the least validation loss, and why; the usual one where no loss tells.
 

@@ -31,6 +31,8 @@ class Rows:
     kind: Literal["image", "text"]
     inputs: Inputs
     groups: list[str | None] | None = None
+    ids: list[str | None] | None = None
+    """The values of an ``id`` column, which name the items."""
     concepts: list[str | None] | None = None
     """The values of the column that concepts are asked of."""
     splits: list[str | None] | None = None
@@ -54,6 +56,7 @@ class Rows:
             items=[self.items[row] for row in chosen],
             inputs=self.inputs.select(rows),
             groups=pick(self.groups),
+            ids=pick(self.ids),
             concepts=pick(self.concepts),
             splits=pick(self.splits),
         )
@@ -78,6 +81,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
         kind=parts[0].kind,
         inputs=Joined([part.inputs for part in parts]),
         groups=joined([part.groups for part in parts]),
+        ids=joined([part.ids for part in parts]),
         concepts=joined([part.concepts for part in parts]),
         refused={name: reason for part in parts for name, reason in part.refused.items()},
     )
@@ -116,6 +120,7 @@ def table_rows(
         kind=kind,
         inputs=inputs,
         groups=columns.get("group"),
+        ids=ids,
         splits=splits,
         refused={name: reason for name, reason in refused.items() if name not in RESERVED},
     )

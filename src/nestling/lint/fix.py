@@ -129,7 +129,7 @@ def _write_parquet(mended: Table, original: Table, places: Integers, out: Path, 
         raise missing_extra("pyarrow", "hub", f"writing {out.name}") from None
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields: list[tuple[str, Any]] = [("image", picture) if mended.kind == "image" else ("text", pa.string())]
-    fields += [(level, pa.string()) for level in mended.levels]
+    fields += [(name, pa.string()) for name in (*mended.levels, *mended.others)]
     fields += [("split", pa.string())] * with_split
     schema = pa.schema(fields)
     with atomic_write(out) as file, parquet.ParquetWriter(file, schema) as table:
@@ -140,6 +140,7 @@ def _write_parquet(mended: Table, original: Table, places: Integers, out: Path, 
             columns += [
                 [_plain(mended, column[place], 1) or None for place in part.tolist()] for column in mended.columns
             ]
+            columns += [[values[place] for place in part.tolist()] for values in mended.others.values()]
             columns += [[mended.splits[place] for place in part.tolist()]] * with_split
             arrays = [pa.array(column, kind) for column, (_, kind) in zip(columns, fields, strict=True)]
             table.write_batch(pa.record_batch(arrays, schema=schema))

@@ -45,6 +45,8 @@ class Table:
     """(split, file) of a source of CSV or TSV, in the order of the rows."""
     column_of: dict[str, str] = field(default_factory=dict)
     """From level to the column of the file that holds it; ``"*"`` to one whose classes may be of any level."""
+    others: dict[str, Names] = field(default_factory=dict)
+    """The columns that are no levels, id and group among them; numbers with a point are none."""
     folders: bool = False
     """Whether it is a tree of class folders."""
     qualified: bool = False
@@ -82,6 +84,7 @@ class Table:
             columns=[[column[place] for place in chosen] for column in self.columns],
             items=[self.items[place] for place in chosen],
             splits=[self.splits[place] for place in chosen],
+            others={name: [values[place] for place in chosen] for name, values in self.others.items()},
             inputs=self.inputs.select(places),
             numbers=self.numbers[places],
             ragged={now[place]: cells for place, cells in self.ragged.items() if place in now},
@@ -144,6 +147,7 @@ def read_source(
         splits = [split_name(value or "") or (value or "").strip() for value in rows.splits]
     column_of = level_columns(rows, place, taxonomy, levels)
     order = tuple(column_of) if taxonomy is None else taxonomy.levels
+    others = {"id": rows.ids, "group": rows.groups, **rows.columns}
     return Table(
         name=place,
         levels=order,
@@ -155,6 +159,7 @@ def read_source(
         numbers=np.arange(len(rows)),
         files=files,
         column_of=column_of,
+        others={name: values for name, values in others.items() if values and name not in column_of.values()},
         folders=folders,
         qualified=qualified and taxonomy is None,
         ragged=ragged,
