@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import fit
+from nestling.errors import UsageError
 from nestling.methods import EndToEnd
 from nestling.methods.choose import RULES, Seen, choose_epochs, choose_method, within
 from running import FOUR, QUICK, refuse, succeed, table, tree
@@ -30,13 +31,17 @@ LEVELS = ("coarse", "middle", "fine")
         ((0, 0, 0), {}, "nested", {}),
         ((100, 40, 10), {"mix": True}, "robust", {}),
         ((100, 40, 10), {"memory": True}, "layerwise", {}),
-        ((100, 40, 10), {"memory": True, "mix": True}, "layerwise", {}),
         ((100, 0, 0), {"mix": True}, "robust", {}),
     ],
 )
 def test_the_rule(known: tuple[int, ...], asked: dict[str, bool], method: str, fields: dict[str, Any]) -> None:
     found, more, reason = choose_method(Seen(levels=LEVELS, known=known, **asked))
     assert (found, more) == (method, fields) and len(reason) > 30
+
+
+def test_no_method_takes_a_limit_on_memory_and_a_mix() -> None:
+    with pytest.raises(UsageError, match="--memory asks for layerwise training and --target-mix for robust"):
+        choose_method(Seen(levels=LEVELS, known=(9, 9, 9), memory=True, mix=True))
 
 
 def test_a_single_level_is_learned_as_it_is_and_every_rule_is_reached() -> None:
@@ -100,12 +105,17 @@ def test_a_mix_chooses_robust_and_memory_layerwise(tmp_path: Path) -> None:
     out = succeed("train", source, "--memory", "2GB", "--dry-run", *QUICK, "--out", tmp_path / "b")
     assert "layerwise on conv:4/8" in out.out
     refuse(2, ["above 0"], "train", source, "--minutes", "-1", "--out", tmp_path / "c")
+    both = ("--memory", "2GB", "--target-mix", mix, "--dry-run", *QUICK, "--out", tmp_path / "d")
+    refuse(2, ["--memory asks for layerwise", "leave one out"], "train", source, *both)
 
 
 def test_minutes_choose_epochs_and_a_resume_keeps_them(tmp_path: Path) -> None:
     source = tree(tmp_path / "tree", FOUR)
     command = ("train", source, "--method", "end-to-end", *QUICK[:6], "--set", "epochs=100000", "--minutes", "0.1")
     began = time.monotonic()
+    planned = succeed(*command, "--dry-run", "--out", tmp_path / "run")
+    assert "within the minutes: " in planned.err and "100,000" not in planned.out
+    assert not (tmp_path / "run").exists()
     done = succeed(*command, "--out", tmp_path / "run")
     assert "within the minutes: " in done.err and "measured by a few steps" in done.err
     # A hundred thousand epochs would take hours; how long these took is no test of a busy machine.

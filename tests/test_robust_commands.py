@@ -72,7 +72,9 @@ def test_concepts_from_a_file_are_a_level(run: Path, flat: Path, place: Path) ->
 def test_what_the_other_commands_say_of_it(run: Path) -> None:
     for command in ("evaluate", "show"):
         said = succeed(command, run).out
-        assert "concepts at level concept: mean" in said and "least accurate: " in said, command
+        assert "hierarchical" in said and "concepts at level concept: mean" in said and "least accurate: " in said, (
+            command
+        )
     scored = json.loads(succeed("evaluate", run, "--json", "-").out)
     assert scored["concepts"] == content(run / "metrics.json")["concepts"]
     report = (run / "report.html").read_text(encoding="utf-8")

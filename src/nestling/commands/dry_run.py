@@ -24,9 +24,17 @@ if TYPE_CHECKING:
 
 
 def dry_run(
-    command: Train, options: Mapping[str, Any], fields: Mapping[str, Any], out: Path, chosen: Sequence[Choice] = ()
+    command: Train,
+    options: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    out: Path,
+    deadline: float | None = None,
+    chosen: Sequence[Choice] = (),
 ) -> None:
-    """Print plan and estimates. Raises what the training would raise before its first step; nothing is written."""
+    """Print plan and estimates, of a training that ends before ``deadline`` where there is one; nothing is written.
+
+    Raises what the training would raise before its first step.
+    """
     with RunFolder(out, dry=True) as folder:
         pipeline = Pipeline(folder, options, fields, command.data_dir, command.device, command.workers)
     # The lock is given back, and with it goes the folder that it made.
@@ -35,7 +43,8 @@ def dry_run(
         say(f"{out} holds a run of these settings, which {then}; this is the whole of it")
     train, validation, test = pipeline.load_all()
     pipeline.within_memory(train, validation)
-    stages = pipeline.check(train, validation)
+    pipeline.deadline = deadline
+    stages = pipeline.within_minutes(train, validation, pipeline.check(train, validation))
     for line in (*(choice.line for choice in chosen), *notes_of(train, validation, test)):
         say(line)
     runtime = Runtime.choose(command.device, pipeline.precision, folder.kept("precision"), command.workers)

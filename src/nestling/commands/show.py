@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nestling.commands.words import concept_lines, retrieval_lines, score_lines
+from nestling.commands.figures import figure_lines
+from nestling.commands.words import score_lines
 from nestling.config import load_toml
 from nestling.engine.runfolder import FINISHED, flat
 from nestling.errors import StorageError, UsageError
@@ -58,8 +59,7 @@ def describe_run(run: Path) -> Iterator[str]:
     yield "\nscores on test rows"
     methods = {metrics["method"]: metrics, **metrics.get("methods", {})}
     yield from (f"  {line}" for line in score_lines({name: entry["levels"] for name, entry in methods.items()}))
-    more = (*concept_lines(metrics), *retrieval_lines(metrics.get("retrieval", {})))
-    yield from (f"  {line}" for line in more)
+    yield from (f"  {line}" for line in figure_lines(metrics))
     if "verdict" in metrics:
         yield f"\n{metrics['verdict']}"
     where = metrics.get("hardware", "unknown hardware")

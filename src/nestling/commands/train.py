@@ -66,7 +66,7 @@ def train(command: Train) -> int:
         if speaks():
             from nestling.commands.dry_run import dry_run
 
-            dry_run(command, options, fields, out, chosen)
+            dry_run(command, options, fields, out, deadline, chosen)
         return 0
     with RunFolder(out, writer=speaks()) as folder:
         from nestling.commands.pipeline import Pipeline

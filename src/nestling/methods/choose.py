@@ -18,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nestling.errors import UsageError
+
 EPOCHS, LEAST_EPOCHS = 60, 10
 PICTURES = 3_000_000
 """That all epochs together show, of sets too large for ``EPOCHS`` passes."""
@@ -96,7 +98,12 @@ RULES = (
 
 
 def choose_method(seen: Seen) -> tuple[str, dict[str, Any], str]:
-    """The method, the fields of its recipe that are set for it, and the reason."""
+    """The method, the fields of its recipe that are set for it, and the reason.
+
+    Raises UsageError where a limit on memory and a mix of classes are given, which no method takes together.
+    """
+    if seen.memory and seen.mix:
+        raise UsageError("--memory asks for layerwise training and --target-mix for robust training: leave one out")
     rule = next(rule for rule in RULES if rule.holds(seen))
     return rule.method, rule.fields(seen), rule.because(seen)
 
