@@ -7,6 +7,8 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from nestling.methods.layerwise import Layerwise
 from nestling.methods.prune import Compression
 from nestling.methods.robust import Robust
 from nestling.models.build import build_model
-from nestling.reproduce import TABLES
+from nestling.reproduce import TABLES, robust_measures
 from nestling.reproduce.campaign import Campaign, pack, stored, unpack
 from nestling.reproduce.layerwise import on_cifar, on_imagenet, trial, twin
 from nestling.reproduce.probes import Reduction, per_class
@@ -490,3 +492,23 @@ def test_the_written_recipes_are_those_that_are_run(name: str, recipe, k: int) -
     settings = read_config(path)
     assert settings.pop("method") == "layerwise"
     assert apply(Layerwise(), settings) == recipe("paper", k)
+
+
+def test_the_rival_s_step_size_is_chosen_on_validation_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the worst concept, ties by the mean; what the test rows would say is never asked."""
+    worst = {0.01: (0.2, 0.9), 0.1: (0.5, 0.6), 1.0: (0.5, 0.7)}
+
+    def accuracies(trial: Trial, found: Any, data: str) -> tuple[dict[str, float], None]:
+        assert data == "validation rows"
+        return dict(zip(("worst", "mean"), worst[found.eta])), None
+
+    monkeypatch.setattr(
+        robust_measures,
+        "trained",
+        lambda trial, place: SimpleNamespace(eta=trial.recipe.eta, validation="validation rows", test="test rows"),
+    )
+    monkeypatch.setattr(robust_measures, "accuracies_of", accuracies)
+    (rival,) = (made for made in TABLES["robust-concepts"].trials("small") if made.row == "group DRO")
+    eta, found = robust_measures.by_validation(rival, None, rival.options["eta"])  # type: ignore[arg-type]
+    assert (eta, found.eta) == (1.0, 1.0)
+    assert TABLES["robust-concepts"].trials("small")[0].options == {}
