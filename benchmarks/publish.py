@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,24 @@ def value(row: dict[str, Any]) -> str:
     return f"{100 * row['mean']:.1f}" + (f" ± {100 * row['std']:.1f}" if row["std"] is not None else "")
 
 
-def table(result: dict[str, Any], columns: dict[str, str]) -> list[str]:
-    """A Markdown table: a line for each row of ``result``, the chosen columns under new names."""
-    cells = {(r["row"], r["column"]): value(r) for r in result["table"]}
-    lines = ["| | " + " | ".join(columns.values()) + " |", "|---|" + "---:|" * len(columns)]
-    rows = dict.fromkeys(r["row"] for r in result["table"])
-    shown = [[row.replace(" | ", ", "), *(cells.get((row, c), "-") for c in columns)] for row in rows]
-    return [*lines, *("| " + " | ".join(line) + " |" for line in shown)]
+def grid(titles: Iterable[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table: ``titles`` over the columns; rows of a name and its cells."""
+    titles = list(titles)
+    head = [f"| | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
+    return [*head, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def cells_of(result: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """The entries by row and column, as they are printed."""
+    return {(r["row"], r["column"]): value(r) for r in result["table"]}
+
+
+def table(result: dict[str, Any], columns: dict[str, str], rows: Iterable[str] | None = None) -> list[str]:
+    """A line for each row of ``result``, or for those named, the chosen columns under new names."""
+    cells = cells_of(result)
+    named = dict.fromkeys(r["row"] for r in result["table"]) if rows is None else rows
+    lines = ([row.replace(" | ", ", "), *(cells.get((row, c), "-") for c in columns)] for row in named)
+    return grid(columns.values(), lines)
 
 
 def columns_of(result: dict[str, Any]) -> dict[str, str]:
@@ -106,14 +118,44 @@ def reproduced(name: str, result: dict[str, Any]) -> str:
 
 def at_depth(result: dict[str, Any]) -> list[str]:
     """The README's lines of layerwise training: k = 1, 2, 3 beside their twins."""
-    shown = {"single": "last classifier", "ensemble": "ensemble"}
+    cells, shown = cells_of(result), {"single": "last classifier", "ensemble": "ensemble"}
     twins = {"end-to-end": "end-to-end", "end-to-end, a J-th": "end-to-end, a quarter of the images"}
-    cells = {(r["row"], r["column"]): value(r) for r in result["table"]}
-    lines = ["| | " + " | ".join([*shown.values(), *twins.values()]) + " |", "|---|" + "---:|" * 4]
-    for k in ("k=1", "k=2", "k=3"):
-        mine = [*(cells.get((k, c), "-") for c in shown), *(cells.get((f"{k} {t}", "single"), "-") for t in twins)]
-        lines.append("| " + " | ".join([k, *mine]) + " |")
-    return lines
+    rows = [
+        [k, *(cells.get((k, c), "-") for c in shown), *(cells.get((f"{k} {twin}", "single"), "-") for twin in twins)]
+        for k in ("k=1", "k=2", "k=3")
+    ]
+    return grid([*shown.values(), *twins.values()], rows)
+
+
+def of_concepts(result: dict[str, Any]) -> list[str]:
+    """The README's lines of robust training."""
+    columns = {"worst concept": "worst concept", "five smallest": "five rarest concepts", "mean of concepts": "mean"}
+    columns |= {"single": "all rows"} | {f"moved step {step}": f"moved by {step}" for step in (1, 2)}
+    return table(result, columns, ("ERM", "EL", "CL", "HRRL", "group DRO"))
+
+
+def distorted(result: dict[str, Any]) -> list[str]:
+    """The README's lines of nested learning at the authors' label rates."""
+    columns = {"fine accuracy strength 0": "fine accuracy", "fine overconfidence strength 0": "overconfidence"}
+    columns |= {"fine accuracy, distorted": "fine, distorted", "fine overconfidence, distorted": "overconfidence"}
+    rows = ("nested", "nested, marginal + balanced", "end-to-end", "end-to-end, 1.5 f", "flat + marginal", "flat + CRM")
+    return table(result, columns, rows)
+
+
+def searched(result: dict[str, Any]) -> list[str]:
+    """The README's lines of search from coarse labels: fine R@1 of every variant on each set."""
+    cells, sets = cells_of(result), ("digit-pairs", "mnist", "fashion_mnist")
+    variants = ("cos", "ins", "supcon", "coins-imp", "coins-cos", "coins-cos-mlp", "coinsp", "opt")
+    return grid(sets, [[name, *(cells.get((f"{s}: {name}", "fine R@1"), "-") for s in sets)] for name in variants])
+
+
+README: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "layerwise": ("layerwise-cifar10", at_depth),
+    "robust": ("robust-concepts", of_concepts),
+    "nested": ("nested-distortion", distorted),
+    "coins": ("coins-small", searched),
+}
+"""By the mark in the README: the table that its lines are of."""
 
 
 def between(text: str, name: str, lines: list[str]) -> str:
@@ -142,8 +184,9 @@ def main() -> None:
     if "demo" in found:
         lines = [TEXTS["demo"], "", *table(found["demo"], readme_columns(found["demo"]))]
         readme = between(readme, "results", lines)
-    if "layerwise-cifar10" in tables:
-        readme = between(readme, "layerwise", at_depth(tables["layerwise-cifar10"]))
+    for mark, (name, lines_of) in README.items():
+        if name in tables:
+            readme = between(readme, mark, lines_of(tables[name]))
     write_text("README.md", readme)
 
 

@@ -197,11 +197,11 @@ def test_a_folder_of_all_of_them_is_read(tmp_path: Path) -> None:
 def test_concepts_by_a_name_of_their_own() -> None:
     pixels = np.zeros((4, 8, 8), dtype=np.uint8)
     labels = ["a/x", "a/y", "b/z", "b/z"]
-    data = LabelledData.from_arrays(pixels, labels, concepts={"camera": ["old", None, "new", "old"]})
+    data = LabelledData.from_arrays(pixels, labels, concepts={"camera": ["old", float("nan"), "new", "old"]})
     codes, names = data.concepts_at("camera")
     assert names == ("new", "old") and codes.tolist() == [1, -1, 0, 1]
     assert data.concepts_at("coarse")[1] == ("a", "b")
-    with pytest.raises(DataError, match=r"-1 or one of 2 for each of the 4 rows; got codes of shape \(3,\)"):
+    with pytest.raises(DataError, match=r"-1 or one of 2 for each of the 4 rows; got int64 of shape \(3,\)"):
         LabelledData.from_arrays(pixels, labels, concepts={"camera": ["old", "new", "old"]})
     with pytest.raises(DataError, match="'coarse' is a level"):
         LabelledData.from_arrays(pixels, labels, concepts={"coarse": ["old"] * 4})

@@ -314,6 +314,11 @@ def test_a_set_of_parquet_is_mended_as_parquet(tmp_path: Path) -> None:
     # A column that is not named as a level goes along.
     run_lint(0, source, "--levels", "fine", "--fix", tmp_path / "fine")
     assert parquet.read_table(tmp_path / "fine" / "test.parquet")["coarse"].to_pylist() == columns["coarse"]
+    assert load_data(tmp_path / "fine").taxonomy.levels == ("coarse", "fine")
+    load_data(source).taxonomy.save(tmp_path / "tree.json")
+    run_lint(0, source, "--taxonomy", tmp_path / "tree.json", "--levels", "fine", "--fix", tmp_path / "by-tree")
+    names = parquet.read_table(tmp_path / "by-tree" / "test.parquet").column_names
+    assert sorted(names) == ["coarse", "fine", "group", "id", "image"] and names.index("coarse") < names.index("fine")
 
 
 def test_texts_have_duplicates_too(tmp_path: Path) -> None:

@@ -83,6 +83,5 @@ def test_only_rows_that_were_fooled_are_read(monkeypatch: pytest.MonkeyPatch) ->
         wrong = cells[flipped(name)]
         assert cells[accuracy("fine", name)].value == 0
         assert cells[accuracy("coarse", name)].count == sum(wrong.samples) == round(30 * wrong.value)
-    turned_rows = cells[turned("coarse", "strong")].count
-    assert turned_rows == round(30 * (cells[flipped("strong")].value - (1 - clean.value))) > 0
+        assert cells[turned("coarse", name)].count == round(30 * (wrong.value - (1 - clean.value))) > 0
     assert np.isfinite(cells["strength of strong"].value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import torch
 
 from nestling import from_pretrained, load_data
 from nestling.bundle import load_bundle
+from nestling.data.dataset import LabelledData
+from nestling.data.hold_out import hold_out
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.concepts import concept_accuracies
 from nestling.evaluate.measure import mean_over_seeds
 from nestling.evaluate.moved import accuracy_by_step, moved_outputs
+from nestling.methods.concepts import concept_table
+from nestling.methods.robust import Robust
 from nestling.models.nested import NestedModel
 from running import FOUR, QUICK, refuse, same, succeed, table, tree
+from small import small_model
 
 ROBUST = ("--method", "robust", *QUICK)
 CONCEPTS = [("a", "warm"), ("b", "cold"), ("c", "cold"), ("d", "warm")]
@@ -72,9 +78,7 @@ def test_concepts_from_a_file_are_a_level(run: Path, flat: Path, place: Path) ->
 def test_what_the_other_commands_say_of_it(run: Path) -> None:
     for command in ("evaluate", "show"):
         said = succeed(command, run).out
-        assert "hierarchical" in said and "concepts at level concept: mean" in said and "least accurate: " in said, (
-            command
-        )
+        assert "hierarchical" in said and "concepts of concept: mean" in said and "least accurate: " in said, command
     scored = json.loads(succeed("evaluate", run, "--json", "-").out)
     assert scored["concepts"] == content(run / "metrics.json")["concepts"]
     report = (run / "report.html").read_text(encoding="utf-8")
@@ -227,24 +231,57 @@ def test_rows_without_a_concept(flat: Path, place: Path, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def across(flat: Path, place: Path) -> Path:
-    """A table of the pictures, with cameras that know nothing of classes; the last ones were not noted down."""
-    pictures = sorted(flat.rglob("*.png"))
-    lines = [(path, path.parent.name, ("old", "new", "new")[number % 3]) for number, path in enumerate(pictures)]
-    return table(place / "cameras.csv", ["path", "fine", "camera"], lines)
+    """A table of the pictures, with cameras that know nothing of classes; some are of test rows alone, or not noted."""
+    lines = []
+    for number, path in enumerate(sorted(flat.rglob("*.png"))):
+        test = number % 5 == 0
+        camera = ("unseen", "", "old")[number % 3] if test else ("old", "new", "new")[number % 3]
+        lines.append((path, path.parent.name, camera, "test" if test else "train"))
+    return table(place / "cameras.csv", ["path", "fine", "camera", "split"], lines)
+
+
+def cameras(data: LabelledData, source: Path) -> None:
+    """Whether every row has the camera that stands beside its picture in the table."""
+    with source.open(newline="", encoding="utf-8") as file:
+        noted = {line["path"]: line["camera"] for line in csv.DictReader(file)}
+    codes, names = data.concepts_at("camera")
+    found = ["" if code < 0 else names[code] for code in codes.tolist()]
+    assert found == [noted[item] for item in data.items] and len(found) > 3
+
+
+def test_every_row_keeps_its_camera(across: Path, tmp_path: Path) -> None:
+    """Where rows are cut, chosen, left out, held out, reordered."""
+    for options in ({}, {"split": "test"}, {"split": "all"}, {"first": 7}):
+        cameras(load_data(across, concepts="camera", **options), across)
+    data = load_data(across, concepts="camera")
+    assert data.taxonomy.levels == ("fine",) and data.concepts is not None
+    assert data.concepts.names == ("new", "old", "unseen")
+    cameras(data.subset([9, 3, 0, 5]), across)
+    for part in hold_out(data, ["fine=a"]):
+        cameras(part, across)
+    with across.open(newline="", encoding="utf-8") as file:
+        lines = [[row["path"], row["fine"], row["camera"]] for row in csv.DictReader(file)]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    lines.insert(4, [str(tmp_path / "broken.png"), "a", "broken"])
+    uncut = table(tmp_path / "uncut.csv", ["path", "fine", "camera"], lines)
+    for split in ("train", "test"):
+        cameras(load_data(uncut, split, concepts="camera", on_bad_image="skip"), uncut)
 
 
 def test_a_column_that_is_no_level(across: Path, place: Path, tmp_path: Path) -> None:
     """Its values are weighted, choose the epoch and are scored, of every method; the tree knows nothing of them."""
-    data = load_data(across, concepts="camera")
-    assert data.taxonomy.levels == ("fine",) and data.concepts is not None and data.concepts.names == ("new", "old")
-    assert data.subset([3, 0]).concepts_at("camera")[0].tolist() == data.concepts.codes[[3, 0]].tolist()
     mix = table(tmp_path / "mix.csv", ["class", "share"], [("old", 0.75), ("new", 0.25)])
     out = tmp_path / "run"
     options = ("--concepts", "camera", "--target-mix", mix, "--baselines", "--out", out)
     said = succeed("train", across, *ROBUST, "optimizer.lr=0.01", *options).err
-    assert "2 concepts from the column 'camera', which is no level" in said
+    assert "3 concepts from the column 'camera', which is no level" in said and "not weighted" not in said
     figures = content(out / "metrics.json")
-    assert figures["concepts"]["n"].keys() == {"old", "new"} and figures["concepts"]["level"] == "camera"
+    rows = load_data(across, "test", concepts="camera")
+    codes, names = rows.concepts_at("camera")
+    count = dict(zip(names, np.bincount(codes[codes >= 0], minlength=3).tolist(), strict=True))
+    # Test rows show a camera that no training row is of: it is scored. Those without one are not.
+    assert figures["concepts"]["n"] == {name: n for name, n in count.items() if n} and count["unseen"] > 0
+    assert sum(count.values()) < len(rows) and figures["concepts"]["level"] == "camera"
     assert [level["name"] for level in figures["levels"]] == ["fine"]
     assert all(entry["concepts"]["level"] == "camera" for entry in figures["methods"].values())
     q = [json.loads(line)["reducers"] for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -254,10 +291,28 @@ def test_a_column_that_is_no_level(across: Path, place: Path, tmp_path: Path) ->
     assert json.loads(succeed("evaluate", out, "--json", "-").out)["concepts"] == figures["concepts"]
     # Where nobody noted the camera, it is scored without.
     plain = table(tmp_path / "plain.csv", ["path", "fine"], [(next(place.rglob("*.png")), "a")] * 3)
-    assert "concepts" not in json.loads(
-        succeed("evaluate", out, "--source", plain, "--split", "all", "--json", "-").out
-    )
+    alone = succeed("evaluate", out, "--source", plain, "--split", "all", "--json", "-").out
+    assert "concepts" not in json.loads(alone)
     assert "is finished" in succeed("train", across, "--config", out / "recipe.toml", "--out", out).err
+
+
+def test_a_method_that_weights_no_concepts_scores_them(across: Path, tmp_path: Path) -> None:
+    options = ("--method", "end-to-end", *QUICK, "--concepts", "camera", "--out", tmp_path / "run")
+    said = succeed("train", across, *options).err
+    assert "the concepts of 'camera' are scored and not weighted: --method robust weights them" in said
+    assert "unseen" in content(tmp_path / "run" / "metrics.json")["concepts"]["accuracy"]
+
+
+def test_a_concept_that_few_rows_show_is_not_weighted_where_it_is_missing(across: Path) -> None:
+    """A level's class without a row is refused; of a column it may be that of test rows, or of another fold."""
+    data = load_data(across, concepts="camera")
+    rows = np.flatnonzero(data.concepts_at("camera")[0] == 1)
+    made = concept_table(data, rows, "camera", batch_size=8, balance="rows")
+    assert made.names == ("old",) and made.counts.tolist() == [len(rows)] and made.prior.tolist() == [1.0]
+    assert made.concept_of[torch.from_numpy(data.index[rows])].tolist() == [0] * len(rows)
+    stages = Robust(prior=("unseen=1",), epochs=1).stages(small_model(data, method="robust"), data)
+    with pytest.raises(UsageError, match="unknown concept of the prior at level 'camera' unseen"):
+        next(iter(stages))
 
 
 def test_nested_weights_a_column_too(across: Path, tmp_path: Path) -> None:
@@ -279,7 +334,7 @@ def test_columns_that_tell_no_concepts(across: Path, flat: Path, tmp_path: Path)
         *out,
     )
     both = ("--concepts", "camera", "--levels", "camera,fine")
-    refuse(2, ["'camera' is named as a level", "leave --concepts out"], "train", across, *ROBUST, *both, *out)
+    refuse(2, ["'camera' is a level", "name another column of concepts"], "train", across, *ROBUST, *both, *out)
     wrong = (*ROBUST, "concept_level=camra", "--concepts", "camera")
     refuse(2, ["unknown level or column of concepts camra", "'camera'"], "train", across, *wrong, *out)
     pictures = sorted(flat.rglob("*.png"))
@@ -295,7 +350,8 @@ def test_a_damaged_bundle_s_concepts(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "model", tmp_path / "model")
     config = content(tmp_path / "model" / "config.json")
     rows = ({"level": "concept", "rows": wrong} for wrong in ([3], {"a": "b"}))
-    for wrong in ({"level": "nope"}, {}, "concept", *rows):
+    columns = ({"column": True}, {"level": ["x"], "column": True}, {"level": "camera", "column": "yes"})
+    for wrong in ({"level": "nope"}, {}, "concept", *columns, *rows):
         (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"concepts": wrong}))
         with pytest.raises(StorageError, match="is damaged"):
             load_bundle(tmp_path / "model")

@@ -155,9 +155,9 @@ def load_bundle(path: Path | str) -> Bundle:
                 raise DataError(f"{name!r} in config.json must be {kind.__name__}, got {config[name]!r:.80}")
         taxonomy = Taxonomy.from_dict(json.loads(contents["taxonomy.json"]))
         if "concepts" in config:
-            if not config["concepts"].get("column", False):
-                taxonomy.level_index(config["concepts"]["level"])
-            rows = config["concepts"].get("rows", {})
+            level, rows = config["concepts"]["level"], config["concepts"].get("rows", {})
+            if config["concepts"].get("column") is not True or not isinstance(level, str):
+                taxonomy.level_index(level)
             if not isinstance(rows, dict) or not all(type(count) is int for count in rows.values()):
                 raise DataError(f"the rows of 'concepts' in config.json must be counts by name, got {rows!r:.80}")
         preprocessing = preprocessing_of(config["preprocessing"])

@@ -68,7 +68,7 @@ class TrainingOptions(SourceOptions):
     concepts: str | None = None
     """A CSV class,concept: the concepts become the coarsest level, named concept; or a column, no level then."""
     target_mix: str | None = None
-    """A CSV class,share of the mix that a target has at one level: the prior of the concepts' weights (robust)."""
+    """A CSV class,share of the mix that a target has at one level, or of the column: the prior of q (robust)."""
     known: str | None = None
     """Pretend that only these fractions are labelled: coarse=1.0,middle=0.4,fine=0.1."""
     seed: int | None = None

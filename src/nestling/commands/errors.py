@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from nestling.commands.choose import IN_TIME, in_time
 from nestling.commands.memory import as_planned
 from nestling.commands.rivals import RATE
 from nestling.commands.train import say
-from nestling.config import apply, load_toml, read_config
+from nestling.config import apply, load_toml, read_config, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.hold_out import hold_out
@@ -190,8 +192,9 @@ def folds(command: Evaluate, bundle: Bundle, train: LabelledData, runtime: Runti
         if given.get(name):
             raise UsageError(f"--folds trains anew, from fresh weights, and this run began from --{name} {given[name]}")
     recipe = recipe_of(given, {name: entry["value"] for name, entry in derived.items()})
-    # Corrected labels are other rows to train on.
-    rows_by = fingerprint([train])[:8]
+    # Corrected labels are other rows to train on, and other settings another training.
+    told = json.dumps([fingerprint([train]), to_dict(recipe)], sort_keys=True, default=str)
+    made_of = hashlib.sha256(told.encode()).hexdigest()[:8]
     seed, result = int(given.get("seed", 0)), []
     part = assign(strata(train.labels, train.taxonomy), [1 / count] * count, seed, train.groups)
     for number in range(count):
@@ -199,10 +202,10 @@ def folds(command: Evaluate, bundle: Bundle, train: LabelledData, runtime: Runti
         trained = fit(
             recipe,
             train.subset(part != number),
-            out=run / "folds" / f"{number + 1}-of-{count}-{rows_by}",
+            out=run / "folds" / f"{number + 1}-of-{count}-{made_of}",
             seed=seed,
             device=command.device,
-            precision=given.get("precision", "auto"),
+            precision=derived.get("precision", {}).get("value", given.get("precision", "auto")),
             backbone=given.get("backbone", "auto"),
         )
         rows = train.subset(part == number)

@@ -74,6 +74,19 @@ def notes_of(train: LabelledData, validation: LabelledData | None, test: Labelle
     return notes + scarce(train) + imbalance(train)
 
 
+def unweighted(train: LabelledData, weighted: str | None) -> list[str]:
+    """What becomes of the column of concepts where the method weights none, or those of a level."""
+    if train.concepts is None or weighted == train.concepts.name:
+        return []
+    name = train.concepts.name
+    if weighted is not None:
+        return [f"warning: the concepts of {name!r} have no effect, since those at level {weighted!r} are weighted"]
+    return [
+        f"the concepts of {name!r} are scored and not weighted: --method robust weights them, and so does "
+        f"--set concept_weights={name} of nested and coins"
+    ]
+
+
 def left_out(data: LabelledData) -> list[str]:
     """What was said of inputs that could not be read."""
     return [note for note in data.notes if note.startswith("left out")]

@@ -23,7 +23,8 @@ def rivals(
 ) -> dict[str, list[Recipe]]:
     """By method, ``recipe``'s own first: at each learning rate of one grid, with as many steps.
 
-    ``rate_given``: the method's own rate was set, and stays. ``concepts``: the level of the method's concepts.
+    ``rate_given``: the method's own rate was set, and stays. ``concepts``: the level, or the column, of the method's
+    concepts.
     """
     network = recipe.network()
     if isinstance(network, SearchOptions):

@@ -89,7 +89,7 @@ def concept_lines(metrics: Mapping[str, Any]) -> list[str]:
     worst = [f"{name} {100 * value:.1f} %" for name, value in list(found["accuracy"].items())[:3]]
     small = f"the five smallest {100 * found['smallest']:.1f} %, " if len(found["accuracy"]) > 5 else ""
     return [
-        f"concepts at level {found['level']}: mean {100 * found['mean']:.1f} %, {small}"
+        f"concepts of {found['level']}: mean {100 * found['mean']:.1f} %, {small}"
         f"spread {100 * found['spread']:.1f} points",
         f"least accurate: {', '.join(worst)}",
     ]

@@ -16,6 +16,7 @@ from nestling.data.dataset import Concepts, LabelledData
 from nestling.data.decode import decode
 from nestling.data.images import LazyImages, load_images
 from nestling.data.inputs import Raw
+from nestling.data.rows import class_name
 from nestling.errors import DataError, UsageError
 from nestling.taxonomy import Taxonomy
 from nestling.tree import Integers, default_levels, label_columns
@@ -49,7 +50,7 @@ def from_arrays(
         taxonomy=tree,
         items=items,
         groups=groups,
-        concepts=None if named is None else Concepts.from_names(*named),
+        concepts=None if named is None else Concepts.from_names(named[0], [class_name(value) for value in named[1]]),
         name=name,
         notes=notes,
     )

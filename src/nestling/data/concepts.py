@@ -43,16 +43,19 @@ def is_file(given: str | Path) -> bool:
 def with_column(source: Source, column: str, levels: Sequence[str] | None) -> Source:
     """The source with one of its columns taken as concepts, and as a level no longer.
 
-    ``levels``: those that the user names. Raises ``UsageError`` for a column that is not there, or is a level as well.
+    ``levels``: those that the user or a taxonomy names. Raises ``UsageError`` for a column that is not there, or is a
+    level as well, and ``DataError`` for one of numbers.
     """
     every = concatenate(list(source.splits.values()))
     if column not in every.columns:
         if column in every.refused:
-            raise DataError(f"{source.place}: the column {column!r} cannot tell concepts: {every.refused[column]}")
+            raise DataError(
+                f"{source.place}: {column!r} cannot tell concepts: {every.refused[column]}; name another column"
+            )
         raise unknown("file or column of concepts", column, every.columns)
-    if levels is not None and column in levels:
+    if column in ((levels,) if isinstance(levels, str) else levels or ()):
         raise UsageError(
-            f"{column!r} is named as a level, whose classes are concepts as they are: leave --concepts out"
+            f"{column!r} is a level, whose classes are concepts as they are: name another column of concepts, or none"
         )
     splits = {
         split: replace(

@@ -89,10 +89,11 @@ class LabelledData:
             size, codes = len(self.concepts.names), self.concepts.codes
             if self.concepts.name in self.taxonomy.levels:
                 raise DataError(f"{self.concepts.name!r} is a level of {self.name!r}, and its concepts are its classes")
-            if codes.shape != (count,) or (count and not -1 <= codes.min() <= codes.max() < size):
+            whole = np.issubdtype(codes.dtype, np.integer)
+            if codes.shape != (count,) or not whole or (count and not -1 <= codes.min() <= codes.max() < size):
                 raise DataError(
                     f"the concepts of {self.name!r} must be -1 or one of {size} for each of the {count} rows; got "
-                    f"codes of shape {codes.shape}"
+                    f"{codes.dtype} of shape {codes.shape}"
                 )
         if len(items) != count:
             raise DataError(f"the items of {self.name!r} must be {count} names; got {len(items)}")

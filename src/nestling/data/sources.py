@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -76,7 +77,7 @@ def load_data(
     if first is not None and first < len(rows):
         rows, labels = rows.select(np.arange(first)), labels[:first]
     items = rows.items
-    groups = _group_codes(rows.groups)
+    groups, told = _group_codes(rows.groups), _concepts(found, rows, concepts)
     skip = on_bad_image == "skip"
     if rows.kind == "text":
         inputs, kept, more = _texts(rows.inputs.read(np.arange(len(rows))), items, skip)
@@ -89,7 +90,7 @@ def load_data(
         taxonomy=taxonomy,
         items=tuple(items[row] for row in kept.tolist()),
         groups=None if groups is None else groups[kept],
-        concepts=_concepts(found, rows.select(kept), concepts),
+        concepts=None if told is None else replace(told, codes=told.codes[kept]),
         name=found.name,
         notes=(*notes, *more),
     )
@@ -134,15 +135,15 @@ def _named(
 ) -> tuple[Source, Taxonomy, Rows, np.ndarray, tuple[str, ...]]:
     """The source, its taxonomy, the rows of a split with their labels (n, levels), and what there is to say of them."""
     found = resolve(source, data_dir, seed)
+    if isinstance(taxonomy, str | Path):
+        taxonomy = Taxonomy.load(taxonomy)
     if concepts is not None and not is_file(concepts):
-        found = with_column(found, str(concepts), levels)
+        found = with_column(found, str(concepts), levels if taxonomy is None else taxonomy.levels)
     elif concepts is not None:
         if taxonomy is not None:
             raise UsageError("concepts come from one file: from --concepts, or as a level of the --taxonomy")
         found = with_concepts(found, concepts)
         levels = levels if levels is None else (LEVEL, *((levels,) if isinstance(levels, str) else levels))
-    if isinstance(taxonomy, str | Path):
-        taxonomy = Taxonomy.load(taxonomy)
     if levels is None and taxonomy is None:
         levels = found.levels
     taxonomy, codes, fitted = encode(found.splits, found.place, taxonomy, levels, qualify_names or found.qualify)

@@ -129,7 +129,7 @@ def _write_parquet(mended: Table, original: Table, places: Integers, out: Path, 
         raise missing_extra("pyarrow", "hub", f"writing {out.name}") from None
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields: list[tuple[str, Any]] = [("image", picture) if mended.kind == "image" else ("text", pa.string())]
-    fields += [(name, pa.string()) for name in (*mended.levels, *mended.others)]
+    fields += [(name, pa.string()) for name in mended.order]
     fields += [("split", pa.string())] * with_split
     schema = pa.schema(fields)
     with atomic_write(out) as file, parquet.ParquetWriter(file, schema) as table:
@@ -137,10 +137,10 @@ def _write_parquet(mended: Table, original: Table, places: Integers, out: Path, 
             part = places[start : start + BLOCK]
             raws = mended.inputs.read(part)
             columns: list[Any] = [[_encoded(raw) for raw in raws] if mended.kind == "image" else raws]
-            columns += [
-                [_plain(mended, column[place], 1) or None for place in part.tolist()] for column in mended.columns
-            ]
-            columns += [[values[place] for place in part.tolist()] for values in mended.others.values()]
+            for name in mended.order:
+                level = name not in mended.others
+                values = mended.columns[mended.levels.index(name)] if level else mended.others[name]
+                columns.append([_plain(mended, values[p], 1) or None if level else values[p] for p in part.tolist()])
             columns += [[mended.splits[place] for place in part.tolist()]] * with_split
             arrays = [pa.array(column, kind) for column, (_, kind) in zip(columns, fields, strict=True)]
             table.write_batch(pa.record_batch(arrays, schema=schema))

@@ -47,6 +47,8 @@ class Table:
     """From level to the column of the file that holds it; ``"*"`` to one whose classes may be of any level."""
     others: dict[str, Names] = field(default_factory=dict)
     """The columns that are no levels, id and group among them; numbers with a point are none."""
+    order: tuple[str, ...] = ()
+    """Of the levels and of ``others``, as they stand in the source."""
     folders: bool = False
     """Whether it is a tree of class folders."""
     qualified: bool = False
@@ -147,7 +149,9 @@ def read_source(
         splits = [split_name(value or "") or (value or "").strip() for value in rows.splits]
     column_of = level_columns(rows, place, taxonomy, levels)
     order = tuple(column_of) if taxonomy is None else taxonomy.levels
-    others = {"id": rows.ids, "group": rows.groups, **rows.columns}
+    more = {"id": rows.ids, "group": rows.groups, **rows.columns}
+    taken = {*order, *column_of.values()}
+    others = {name: values for name, values in more.items() if values and name not in taken}
     return Table(
         name=place,
         levels=order,
@@ -159,13 +163,26 @@ def read_source(
         numbers=np.arange(len(rows)),
         files=files,
         column_of=column_of,
-        others={name: values for name, values in others.items() if values and name not in column_of.values()},
+        others=others,
+        order=_order(order, others, column_of, list(rows.columns)),
         folders=folders,
         qualified=qualified and taxonomy is None,
         ragged=ragged,
         hollow=hollow,
         notes=notes,
     )
+
+
+def _order(
+    levels: Sequence[str], others: Sequence[str] | dict[str, Names], column_of: dict[str, str], columns: Sequence[str]
+) -> tuple[str, ...]:
+    """Levels and other columns as the source has them; a level without a column stands before the next finer one."""
+    place = {name: number for number, name in enumerate(columns)}
+    places, after = {name: float(place.get(name, len(columns))) for name in others}, float(len(columns))
+    for level in reversed(levels):
+        after = place.get(column_of.get(level, column_of.get("*", "")), after - 1 / (2 * len(levels)))
+        places[level] = after
+    return tuple(sorted(places, key=lambda name: places[name]))
 
 
 def _csv_files(path: Path) -> tuple[tuple[str, Path], ...]:

@@ -39,7 +39,8 @@ class Flat(Recipe):
     plain: bool = False
     """The softmax reads the backbone's last map, without nested learning's decoder: as beside robust training."""
     worst_of: str | None = None
-    """Epochs are compared by the worst class of this level, as beside robust training; by likelihood by default."""
+    """Epochs are compared by the worst class of this level, or by the worst of the column of concepts, as beside robust
+    training; by likelihood by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -47,7 +47,7 @@ def concept_table(
     rows: numbers of the stage's rows; ``batch_size``, ``balance`` and ``balance_level`` are the stage's.
     counted: (n,) bool: the rows that the term gives a value; all by default.
 
-    Raises DataError where such a row has no concept.
+    Of a column only the concepts that these rows show are weighted. Raises DataError where such a row has none.
     """
     codes, names = data.concepts_at(level)
     finest = data.finest_known()[rows]
@@ -69,6 +69,12 @@ def concept_table(
             f"({listed((data.items[row] for row in nameless[:3].tolist()), 3)}): drop these rows, or name "
             "their concepts"
         )
+    if level not in data.taxonomy.levels:
+        # A column may name, for test rows, what no training row is of: nothing is to be weighted there.
+        present = np.unique(codes[rows])
+        names, renumbered = tuple(names[code] for code in present), np.full(len(names), -1)
+        renumbered[present] = np.arange(len(present))
+        codes = np.where(codes >= 0, renumbered[codes], -1)
     counts = np.bincount(codes[rows], mass, minlength=len(names))
     natural = np.bincount(codes[rows], minlength=len(names)) / max(len(rows), 1)
     place = np.full(int(data.index.max(initial=-1)) + 1, -1)

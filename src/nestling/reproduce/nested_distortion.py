@@ -61,7 +61,11 @@ def clean(ours: str, theirs: str) -> Claim:
 
 
 MIX = "Labels at the authors' rates: coarse for 0.8, middle for 0.5, fine for f = 0.2 of the rows, in disjoint subsets"
-TURBULENT = "Distorted is the mean over turbulence of 2 pixels' width and strength 0.5, 1, 1.5 and 2 (Figure 2)."
+TURBULENT = (
+    "Distorted is the mean over turbulence of 2 pixels' width and strength 0.5, 1, 1.5 and 2 (Figure 2). "
+    "Overconfidence is signed; the calibration gap is its size at each strength, and is what the paper's 'gap between "
+    "the predicted confidence and the actual accuracy' is compared by."
+)
 
 DISTORTION = Table(
     name="nested-distortion",
