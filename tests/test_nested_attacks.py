@@ -10,6 +10,7 @@ import pytest
 from nestling.data.sources import load_data
 from nestling.engine.runtime import Runtime
 from nestling.methods.nested import Nested
+from nestling.methods.recipe import Optimizer
 from nestling.reproduce import nested_attacks
 from nestling.reproduce.nested import MARGINAL, NESTED, TWIN
 from nestling.reproduce.nested_attacks import (
@@ -71,10 +72,11 @@ def test_trainings_are_those_of_the_other_tables() -> None:
 def test_only_rows_that_were_fooled_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 3: the fine answer of every row is wrong; beside it those that the attack made wrong."""
     digits = load_data("digits", "test").subset(range(40))
-    run = quick(Nested(epochs=2, batch_size=32, steps_per_epoch=10), load_data("digits").subset(range(320)))
+    recipe = Nested(epochs=(1, 1, 6), batch_size=32, steps_per_epoch=20, optimizer=Optimizer(lr=0.01))
+    run = quick(recipe, load_data("digits").subset(range(320)))
     made = SimpleNamespace(run=run, test=digits, runtime=Runtime.choose("cpu", "fp32"))
     monkeypatch.setattr(nested_attacks, "trained", lambda trial, place: made)
-    trial = SimpleNamespace(row="a", options={"attacks": {"FGSM": "fgsm:0.001", "strong": "fgsm:flip"}, "attacked": 30})
+    trial = SimpleNamespace(row="a", options={"attacks": {"FGSM": "fgsm:0.1", "strong": "fgsm:flip"}, "attacked": 30})
     cells = {cell.column: cell for cell in attacks(trial, None)}  # type: ignore[arg-type]
     clean = cells[accuracy("fine", "clean")]
     assert clean.count == 30 and 0 < clean.value < 1

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nestling import collective
 
-BLOCK = 1 << 18
+BLOCK = 1 << 21
 """Numbers of a block of rows that is updated at once: as many bytes of rows and of momentum fit into a core's cache."""
 
 
