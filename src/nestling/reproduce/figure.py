@@ -13,18 +13,21 @@ from nestling.reproduce.table import Table, on_axis
 
 PANEL, GAP, HEIGHT = 2.65, 0.6, 2.2
 MOST_TICKS = 10
+APART = 0.1
+"""Of the axis, at least, two ticks: nearer ones would overlap."""
 Entry = dict[str, Any]
 
 
 def panels_of(result: dict[str, Any]) -> dict[tuple[str, str | None], list[Entry]]:
-    """Entries by panel: (title, axis)."""
+    """Entries by panel: (title, axis). A number that one row of several has compares nothing, and has no panel."""
     found: dict[tuple[str, str | None], list[Entry]] = {}
     for entry in result["table"]:
         known = on_axis(entry["column"])
         key = (known[0] or "accuracy", known[1]) if known else (entry["column"], None)
         if entry["mean"] is not None or not known:
             found.setdefault(key, []).append(entry)
-    return found
+    alone = len({entry["row"] for entry in result["table"]}) == 1
+    return {key: some for key, some in found.items() if alone or key[1] or len({entry["row"] for entry in some}) > 1}
 
 
 def draw(table: Table, result: dict[str, Any], dpi: int = 110) -> bytes:
@@ -41,7 +44,7 @@ def draw(table: Table, result: dict[str, Any], dpi: int = 110) -> bytes:
             bottom = 0.45 + (down - 1 - number // across) * (HEIGHT + GAP)
             axes = place(figure, left, bottom, PANEL, HEIGHT - 0.2)
             divisor, _, unit = unit_of(table, entries[0]["column"])
-            axes.set_title(f"{title}, {unit}", pad=4)
+            axes.set_title(f"{title}, {unit}" if unit else title, pad=4)
             if axis is None:
                 points(axes, entries, styles, divisor)
             else:
@@ -69,7 +72,11 @@ def lines(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: fl
         )
     where = sorted({depth(e["column"]) for e in entries})
     if len(where) <= MOST_TICKS:
-        axes.set_xticks(where, [f"{x:g}" for x in where])
+        shown = where[:1]
+        for x in where[1:]:
+            if x - shown[-1] >= APART * (where[-1] - where[0]):
+                shown.append(x)
+        axes.set_xticks(shown, [f"{x:g}" for x in shown])
     axes.set_xlabel(f"{axis}, dotted: the paper" if any(e["paper"] is not None for e in entries) else axis)
 
 
