@@ -5,7 +5,7 @@ Training reads a source strictly and stops at the first fault; here the same rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -174,13 +174,14 @@ def read_source(
 
 
 def _order(
-    levels: Sequence[str], others: Sequence[str] | dict[str, Names], column_of: dict[str, str], columns: Sequence[str]
+    levels: Sequence[str], others: Iterable[str], column_of: Mapping[str, str], columns: Sequence[str]
 ) -> tuple[str, ...]:
     """Levels and other columns as the source has them; a level without a column stands before the next finer one."""
     place = {name: number for number, name in enumerate(columns)}
-    places, after = {name: float(place.get(name, len(columns))) for name in others}, float(len(columns))
+    places = {name: float(place.get(name, len(columns))) for name in others}
+    after = float(place.get(column_of.get("*", ""), len(columns)))
     for level in reversed(levels):
-        after = place.get(column_of.get(level, column_of.get("*", "")), after - 1 / (2 * len(levels)))
+        after = place.get(column_of.get(level, ""), after - 1 / (2 * len(levels)))
         places[level] = after
     return tuple(sorted(places, key=lambda name: places[name]))
 
