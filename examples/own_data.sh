@@ -48,7 +48,7 @@ nestling train "$out/pictures" --minutes "${MINUTES:-0.5}" --out "$out/run"
 echo "4. The report is $out/run/report.html; in short:"
 nestling show "$out/run"
 
-one=$(find "$out/pictures/test" -name '*.png' | sort | head -n 1)
+one=$(find "$out/pictures/test" -name '*.png' | sort | sed -n 1p)
 echo "5. What is in $one?"
 nestling predict "$out/run" "$one" --json "$out/answers.json"
 
