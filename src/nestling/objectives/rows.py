@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from nestling import collective
 
 BLOCK = 1 << 21
-"""Numbers of a block of rows that is updated at once: as many bytes of rows and of momentum fit into a core's cache."""
+"""Numbers of a block of rows that is updated at once: rows and momentum fit into a processor's last cache. Smaller
+ones would fit into a core's own, but each call wakes the threads, and that costs more."""
 
 
 @dataclass(frozen=True, eq=False)
