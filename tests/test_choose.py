@@ -127,6 +127,15 @@ def test_minutes_choose_epochs_and_a_resume_keeps_them(tmp_path: Path) -> None:
     refuse(2, ["minutes: 0.1 there, not set now"], *command[:-2], "--out", tmp_path / "run")
 
 
+def test_minutes_shorten_the_layers_of_layerwise_training(tmp_path: Path) -> None:
+    """Whose epochs nothing chooses; tuning after pruning has epochs of its own."""
+    source = tree(tmp_path / "tree", FOUR)
+    fields = ("epochs=100000", "compression.share=0.25", "steps_per_epoch=1", "batch_size=16", "width=4")
+    command = ("train", source, "--method", "layerwise", *QUICK[2:6], "--minutes", "0.1", "--dry-run", "--set", *fields)
+    planned = succeed(*command, "--out", tmp_path / "run")
+    assert "within the minutes: " in planned.err and "100,000" not in planned.out and "tune-1" in planned.out
+
+
 def test_a_stage_ends_with_the_epoch_under_way_when_the_time_is_over(toy_data: LabelledData, tmp_path: Path) -> None:
     recipe = EndToEnd(epochs=50, steps_per_epoch=1)
     run = fit(recipe, toy_data, out=tmp_path, device="cpu", backbone="conv:4", deadline=time.monotonic(), verbose=False)

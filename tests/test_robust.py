@@ -419,6 +419,14 @@ def test_rivals_choose_their_epoch_by_the_same_rule(fields: dict[str, Any], rule
                 assert select.concepts == level
 
 
+def test_rivals_of_a_run_that_keeps_its_last_epoch() -> None:
+    """Whose stages nothing chooses: they take as many steps all the same."""
+    stages = [StagePlan("robust", epochs=2, steps=6, num_rows=90, batch_size=24, num_trainable=1, chosen=False)]
+    found = rivals(Robust(epochs=2, selection="last"), False, stages, "coarse")
+    others = [one for method, several in found.items() if method != "robust" for one in several]
+    assert others and all((one.epochs, one.steps_per_epoch, one.batch_size) == (2, 3, 24) for one in others)
+
+
 def test_q_is_logged(toy_data: LabelledData, tmp_path: Any) -> None:
     """At every logged step and after every epoch; it stays on the simplex, and moves."""
     from nestling.files import read_lines

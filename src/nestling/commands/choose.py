@@ -166,8 +166,8 @@ def fitted(
         (stage.epochs, max(stage.steps // max(stage.epochs, 1), 1), one.seconds)
         for stage, one in zip(stages, found, strict=True)
     ]
-    fixed = sum(seconds for (_, _, seconds), stage in zip(wanted, stages, strict=True) if not _follows(stage))
-    moving = [number for number, stage in enumerate(stages) if _follows(stage)]
+    fixed = sum(seconds for (_, _, seconds), stage in zip(wanted, stages, strict=True) if not stage.follows)
+    moving = [number for number, stage in enumerate(stages) if stage.follows]
     epochs, steps = within([wanted[number] for number in moving], left - fixed)
     total = sum(seconds for _, _, seconds in wanted)
     reason = f"{total:.0f} s as wanted, {left:.0f} s left for it, measured by a few steps of each stage"
@@ -179,8 +179,3 @@ def fitted(
     )
     text = f"{', '.join(map(str, epochs if several else [min(epochs)]))} epochs"
     return changed, text + (f" of {steps} steps" if steps else ""), reason
-
-
-def _follows(stage: StagePlan) -> bool:
-    """Whether the recipe's ``epochs`` are this stage's."""
-    return stage.chosen and stage.name != "rejection"

@@ -62,7 +62,7 @@ def twin(
     Where the recipe's worst concept chooses the epoch, so does the baseline's: else its concepts would fare worse for
     the choice alone.
     """
-    trained = [stage for stage in stages if stage.chosen]
+    trained = [stage for stage in stages if stage.chosen or stage.follows]
     rate = recipe.optimizer.lr
     epochs = sum(stage.epochs for stage in trained)
     steps = sum(stage.steps for stage in trained)

@@ -34,6 +34,11 @@ class StagePlan:
     assumes: str | None = None
     """What was assumed of the hook at its end, which a plan does not run."""
 
+    @property
+    def follows(self) -> bool:
+        """Whether the recipe's ``epochs`` are this stage's: rejection layers and pruning's tuning have their own."""
+        return self.epochs > 0 and self.name != "rejection" and not self.name.startswith("tune-")
+
 
 def plan(recipe: Recipe, model: Model, data: LabelledData) -> list[StagePlan]:
     """The stages of ``recipe``, walked through on a throw-away copy on the meta device.
