@@ -186,12 +186,13 @@ def folds(command: Evaluate, bundle: Bundle, train: LabelledData, runtime: Runti
     assert count is not None
     if not (run / "recipe.toml").is_file():
         raise UsageError(f"--folds trains anew by {run / 'recipe.toml'}, which is not there: give the run folder")
-    settings = load_toml(run / "recipe.toml")
-    given, derived = read_config(run / "recipe.toml"), settings.get("derived", {})
+    given = read_config(run / "recipe.toml")
+    chosen = load_toml(run / "recipe.toml").get("derived", {})
+    derived = {name: entry["value"] for name, entry in chosen.items()}
     for name in ("init", "weights"):
         if given.get(name):
             raise UsageError(f"--folds trains anew, from fresh weights, and this run began from --{name} {given[name]}")
-    recipe = recipe_of(given, {name: entry["value"] for name, entry in derived.items()})
+    recipe = recipe_of(given, derived)
     # Corrected labels are other rows to train on, and other settings another training.
     told = json.dumps([fingerprint([train]), to_dict(recipe)], sort_keys=True, default=str)
     made_of = hashlib.sha256(told.encode()).hexdigest()[:8]
@@ -205,7 +206,7 @@ def folds(command: Evaluate, bundle: Bundle, train: LabelledData, runtime: Runti
             out=run / "folds" / f"{number + 1}-of-{count}-{made_of}",
             seed=seed,
             device=command.device,
-            precision=derived.get("precision", {}).get("value", given.get("precision", "auto")),
+            precision=derived.get("precision", given.get("precision", "auto")),
             backbone=given.get("backbone", "auto"),
         )
         rows = train.subset(part == number)

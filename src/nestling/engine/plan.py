@@ -26,18 +26,15 @@ class StagePlan:
     num_trainable: int
     """Parameters."""
     chosen: bool
-    """Whether validation rows choose the epoch, as in every stage that trains the network."""
+    """Whether the epochs are compared, and the best one is kept."""
     metric: str | None = None
     """What they choose it by, as a run's history names it; None where the last epoch is kept."""
     mode: str = "min"
     """Whether less of it is better, or more: min or max."""
     assumes: str | None = None
     """What was assumed of the hook at its end, which a plan does not run."""
-
-    @property
-    def follows(self) -> bool:
-        """Whether the recipe's ``epochs`` are this stage's: rejection layers and pruning's tuning have their own."""
-        return self.epochs > 0 and self.name != "rejection" and not self.name.startswith("tune-")
+    follows: bool = True
+    """Whether the recipe's ``epochs`` are this stage's."""
 
 
 def plan(recipe: Recipe, model: Model, data: LabelledData) -> list[StagePlan]:
@@ -69,6 +66,7 @@ def describe(stage: Stage) -> StagePlan:
         chosen=stage.select is not None,
         metric=stage.select.name if stage.select is not None else None,
         mode=stage.select.mode if stage.select is not None else "min",
+        follows=stage.epochs > 0 and not stage.own_epochs,
     )
 
 

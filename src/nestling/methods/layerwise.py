@@ -166,6 +166,7 @@ class Layerwise(LayerOptions, Recipe):
             trainable=[model.auxiliary[f"layer-{last}"]],
             lr=0.1 * of_stage("optimizer.lr", self.optimizer.lr, number, self.problems(model)),
             epochs=self.compression.epochs,
+            own_epochs=True,
             at_end=note_accuracy,
         )
 

@@ -118,6 +118,7 @@ class Nested(ConceptOptions, Recipe):
                 optimizer=Optimizer(name="adam", lr=REJECTION_RATE, weight_decay=0.0),
                 lr=REJECTION_RATE,
                 epochs=self.rejection_epochs,
+                own_epochs=True,
                 batch_size=128,
                 steps_per_epoch=max(-(-len(data) // 128), 40),
             )

@@ -174,6 +174,8 @@ class Stage:
     reach the other processes, and the stage's file."""
     assume: Callable[[Model], str] | None = None
     """What a dry run does in place of ``at_end``: changes shapes as that is expected to, and says what it assumes."""
+    own_epochs: bool = False
+    """``epochs`` are not the recipe's field of that name, which ``--minutes`` shortens."""
 
 
 @dataclass(frozen=True, kw_only=True)
