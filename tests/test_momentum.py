@@ -18,7 +18,8 @@ from nestling.errors import UsageError
 from nestling.methods import Coins
 from nestling.methods.coins import Moco
 from nestling.objectives.instances import info_nce
-from nestling.objectives.momentum import MomentumContrast, weights_as_buffers
+from nestling.objectives.momentum import MomentumContrast
+from nestling.objectives.slow_copy import weights_as_buffers
 from nestling.objectives.terms import Objective
 from small import assert_same_weights, quick, small_model
 
@@ -71,18 +72,18 @@ def test_the_slow_copy_follows(toy_data: LabelledData) -> None:
     """By the share that it does not keep, statistics of batch norms included; and nothing trains it."""
     model = network(toy_data)
     term = contrast(model, queue=4, momentum=0.75)
-    before = {name: tensor.clone() for name, tensor in term.keys.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in term.slow.state_dict().items()}
     assert before.keys() == model.state_dict().keys() and not list(term.parameters())
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.add_(2)
     term.follow(model)
-    for name, tensor in term.keys.state_dict().items():
+    for name, tensor in term.slow.state_dict().items():
         step = 0.5 if tensor.is_floating_point() else 2
         torch.testing.assert_close(tensor, before[name] + step, msg=name)
     assert any("running_mean" in name for name in before)
     term.train()
-    assert term.training and not any(part.training for part in term.keys.modules())
+    assert term.training and not any(part.training for part in term.slow.modules())
 
 
 def test_weights_become_buffers() -> None:

@@ -21,13 +21,14 @@ from nestling.errors import UsageError
 from nestling.methods.calibrate import select_by_likelihood, select_by_worst_concept, temperature_stage
 from nestling.methods.concepts import concepts_named
 from nestling.methods.recipe import Recipe, Stage, check, of_stage
+from nestling.methods.self_training import SelfTrainingOptions
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Term
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flat(Recipe):
+class Flat(SelfTrainingOptions, Recipe):
     """Abstract. One stage, one softmax, and the temperature that every method gets."""
 
     skips: bool = True
@@ -46,6 +47,7 @@ class Flat(Recipe):
         super().__post_init__()
         check("hidden", self.hidden, least=0)
         check("dropout", self.dropout, least=0, most=0.99)
+        self.check_self_training()
 
     def network(self) -> NetworkOptions:
         return NetworkOptions(
@@ -71,7 +73,7 @@ class Flat(Recipe):
         select = select_by_likelihood(levels)
         if self.worst_of is not None:
             select = select_by_worst_concept(concepts_named(data, self.worst_of))
-        yield Stage(
+        stage = Stage(
             name="flat",
             data=data,
             rows=rows,
@@ -87,6 +89,7 @@ class Flat(Recipe):
             select=select,
             patience=self.patience,
         )
+        yield self.taught(stage, model)
         yield temperature_stage(model, data, self.optimizer)
 
 

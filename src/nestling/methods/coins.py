@@ -18,9 +18,10 @@ from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import temperature_stage
-from nestling.methods.coins_hooks import CatchUp, Clustering, Following, switched_on
+from nestling.methods.coins_hooks import CatchUp, Clustering, switched_on
 from nestling.methods.concepts import ConceptOptions
 from nestling.methods.recipe import Optimizer, Recipe, Stage, check, of_stage
+from nestling.methods.self_training import Following
 from nestling.models.build import SearchOptions
 from nestling.models.model import Model
 from nestling.models.search import SearchModel

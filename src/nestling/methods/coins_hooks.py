@@ -1,4 +1,4 @@
-"""What search from coarse labels does between steps and epochs: proxies made anew, the slow copy, rows brought up."""
+"""What search from coarse labels does between steps and epochs: proxies made anew, rows brought up."""
 
 from __future__ import annotations
 
@@ -9,22 +9,11 @@ import torch
 
 from nestling.methods.recipe import Context
 from nestling.objectives.instance_terms import InstanceProxy, InstanceTerm
-from nestling.objectives.momentum import MomentumContrast
 
 
 def switched_on(epochs: int) -> float:
     """The progress at which proxies begin to count: with the first whole epoch of the second half."""
     return math.ceil(epochs / 2) / epochs
-
-
-@dataclass(frozen=True)
-class Following:
-    """After each step the slow copy moves towards the model."""
-
-    contrast: MomentumContrast
-
-    def __call__(self, context: Context) -> None:
-        self.contrast.follow(context.model)
 
 
 @dataclass(frozen=True)

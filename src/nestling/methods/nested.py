@@ -19,6 +19,7 @@ from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import select_by_likelihood, temperature_stage
 from nestling.methods.concepts import ConceptOptions
 from nestling.methods.recipe import Optimizer, Recipe, Stage, check, of_stage
+from nestling.methods.self_training import SelfTrainingOptions
 from nestling.models.build import NetworkOptions
 from nestling.models.model import Model
 from nestling.objectives.reducers import Reducer
@@ -32,7 +33,7 @@ REJECTION_RATE = 5e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested(ConceptOptions, Recipe):
+class Nested(ConceptOptions, SelfTrainingOptions, Recipe):
     """Coarse, middle and fine predictions from one network, trained in cascade on partly labelled data."""
 
     method: ClassVar[str] = "nested"
@@ -73,6 +74,7 @@ class Nested(ConceptOptions, Recipe):
         check("rejection_epochs", self.rejection_epochs, least=1)
         check("hidden", self.hidden, least=0)
         check("dropout", self.dropout, least=0, most=0.99)
+        self.check_self_training()
         check("concept_strength", self.concept_strength, above=0)
 
     def network(self) -> NetworkOptions:
@@ -89,7 +91,7 @@ class Nested(ConceptOptions, Recipe):
                     f"no training row is labelled at level {level!r}, which nested learning trains: "
                     f"label some, raise --known {level}=…, or leave the level out with --levels"
                 )
-            yield Stage(
+            stage = Stage(
                 name=level if self.cascade else "joint",
                 data=data,
                 rows=rows,
@@ -107,6 +109,7 @@ class Nested(ConceptOptions, Recipe):
                 select=select_by_likelihood(levels[: i + 1]),
                 patience=self.patience,
             )
+            yield self.taught(stage, model)
         if self.calibration in ("rejection", "both"):
             heads = model.calibration.add_rejection()
             model.config["rejection"] = True

@@ -139,7 +139,41 @@ def marginal_cross_entropy(
             f"expected labels {(len(fine_logits), len(taxonomy.levels))}, a column for each of "
             f"{taxonomy.levels}; got {tuple(labels.shape)}"
         )
-    device = fine_logits.device
+    logits = _at_least_float32(fine_logits)
+    below = _below_known(labels, taxonomy, number)
+    return logits.logsumexp(1) - logits.masked_fill(~below, -torch.inf).logsumexp(1)
+
+
+def within_known(probabilities: Tensor, labels: Tensor, taxonomy: Taxonomy, level: Level | None = None) -> Tensor:
+    """The probabilities of one level given what is known of each row: 0 outside its finest known class.
+
+    Parameters
+    ----------
+    probabilities: (b, width of ``level``).
+    labels: (b, levels) int64, as ``marginal_cross_entropy`` takes them; a class finer than ``level`` counts by its
+        ancestor there, and a row of which nothing is known keeps its probabilities.
+    level: the finest where it is not named.
+
+    Returns
+    -------
+    (b, width), each row with sum 1; even over the class where all of it has probability 0. ``UsageError`` on other
+    shapes, and on the CPU on a label past its level's width.
+    """
+    number = _number(taxonomy, level)
+    _check_width(probabilities, taxonomy, number, "probabilities")
+    below = _below_known(labels, taxonomy, number)
+    inside = _at_least_float32(probabilities) * below
+    total = inside.sum(1, keepdim=True)
+    return torch.where(total > 0, inside / total.where(total > 0, 1.0), below / below.sum(1, keepdim=True))
+
+
+def _below_known(labels: Tensor, taxonomy: Taxonomy, number: int) -> Tensor:
+    """(b, width of level ``number``): the columns on a line with the row's finest known class; all, of no label."""
+    if labels.ndim != 2 or labels.shape[1] != len(taxonomy.levels):
+        raise UsageError(
+            f"expected labels (b, {len(taxonomy.levels)}), a column for each of {taxonomy.levels}; "
+            f"got {tuple(labels.shape)}"
+        )
     depth = torch.full_like(labels[:, 0], number + 1)
     target = torch.zeros_like(depth)
     for other, name in enumerate(taxonomy.levels):
@@ -147,13 +181,11 @@ def marginal_cross_entropy(
         _check_labels(column, taxonomy.width(name), f"labels at {name!r}")
         known = column >= 0
         if other > number:
-            column = _ancestor(taxonomy, number, other, device)[column]
+            column = _ancestor(taxonomy, number, other, labels.device)[column]
         target = torch.where(known, column, target)
         depth = depth.masked_fill(known, min(other, number))
-    logits = _at_least_float32(fine_logits)
     # A row of which nothing is known takes all columns, whose logarithms cancel exactly.
-    below = _ancestors(taxonomy, number, device)[depth] == target[:, None]
-    return logits.logsumexp(1) - logits.masked_fill(~below, -torch.inf).logsumexp(1)
+    return _ancestors(taxonomy, number, labels.device)[depth] == target[:, None]
 
 
 def least_expected_distance(probabilities: Tensor, taxonomy: Taxonomy) -> Tensor:

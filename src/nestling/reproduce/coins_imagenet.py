@@ -53,7 +53,7 @@ def of_moco(scale: str, variant: str) -> Coins:
     small = scale != "paper"
     return Coins(
         variant=variant,
-        epochs=15 if small else 200,
+        epochs=12 if small else 200,
         batch_size=128 if small else 256,
         temperature=0.2,
         mlp=128,
@@ -69,7 +69,7 @@ def of_labels(scale: str, variant: str) -> Coins:
     thirds = replace(PAPER_OPTIMIZER, weight_decay=1e-4, factor=10.0, drops=(0.3333333333, 0.6666666667))
     return Coins(
         variant=variant,
-        epochs=15 if small else 90,
+        epochs=12 if small else 90,
         batch_size=128 if small else 256,
         augmentation="crop-mirror",
         optimizer=replace(thirds, schedule="cosine") if small else thirds,
@@ -79,7 +79,7 @@ def of_labels(scale: str, variant: str) -> Coins:
 def imagenet_trials(scale: str) -> list[Trial]:
     rows, network = Rows(source=SOURCE), "resnet50"
     if scale != "paper":
-        rows, network = Rows(source=SOURCE, train=15_000), "conv:32/64/128-128"
+        rows, network = Rows(source=SOURCE, train=10_000), "conv:32/64/128-128"
     found = []
     for variant in PRINTED:
         recipe = of_moco(scale, variant) if variant.startswith("moco") else of_labels(scale, variant)

@@ -37,7 +37,7 @@ def cifar100_trials(scale: str) -> list[Trial]:
     rows = Rows(source="cifar100", train=None if scale == "paper" else 5000)
     if scale == "paper":
         return trials(scale, rows, "resnet18", 200, 256, "crop-mirror", strong=True)
-    return trials(scale, rows, "conv:32/64/128-128", 30, 64, "crop-mirror", strong=True)
+    return trials(scale, rows, "conv:32/64/128-128", 20, 64, "crop-mirror", strong=True)
 
 
 CIFAR100 = Table(
