@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "nestling"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
-TAXONOMY = {"taxonomy", "tree", "tree_files", "audit"}
+TAXONOMY = {"taxonomy", "tree", "tree_cells", "tree_check", "tree_files", "names", "audit"}
 BASE = TAXONOMY | {"errors", "seeds", "files", "lock", "interrupt", "collective", "config", "cores"}
 CORE = BASE | {"data", "models", "objectives"}
 FITTED = CORE | {"engine", "methods.recipe", "evaluate"}

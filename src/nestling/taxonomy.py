@@ -2,8 +2,8 @@
 
 NumPy only and immutable. A tree may be ragged: a *leaf* may end above the finest level. The columns of a level are its
 classes and, after them, one *pass-through column* for each leaf that ended above it, by (level, code), so that the
-columns of every level partition the same leaves. How trees are read from data stands in ``nestling.tree``, the audit
-of labels in ``nestling.audit``.
+columns of every level partition the same leaves. How trees are read from data stands in ``nestling.tree``, how names
+become codes in ``nestling.names``, the audit of labels in ``nestling.audit``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nestling import tree, tree_files
+from nestling import tree, tree_cells, tree_check, tree_files
 from nestling.audit import Audit, Contradiction, audit, contradictions, describe
 from nestling.errors import DataError, UsageError, unknown
 from nestling.files import atomic_write
+from nestling.names import Names
 from nestling.tree import Integers, frozen, some_rows
-
-_UNRESOLVED = -2
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -48,7 +47,7 @@ class Taxonomy:
     def __init__(
         self, levels: Sequence[str], classes: Mapping[str, Sequence[str]], parent: Mapping[str, ArrayLike]
     ) -> None:
-        levels, names, codes = tree.check(levels, classes, parent)
+        levels, names, codes = tree_check.check(levels, classes, parent)
         object.__setattr__(self, "levels", levels)
         object.__setattr__(self, "classes", MappingProxyType(names))
         object.__setattr__(self, "parent", MappingProxyType(codes))
@@ -65,7 +64,7 @@ class Taxonomy:
         fine · else level-1, level-2, … ``qualify``: as in ``from_table``. Raises DataError for an empty name and for
         a name under two parents, UsageError for a path deeper than ``levels``.
         """
-        columns = tree.columns_of_paths(paths)
+        columns = tree_cells.columns_of_paths(paths)
         if not columns:
             raise DataError("no paths were given: a taxonomy needs at least one class")
         names = tree.named_levels(len(columns), levels)
@@ -82,7 +81,7 @@ class Taxonomy:
         name are kept apart and named by their paths, 'a/x' and 'b/x'. The same name at two levels is fine.
         """
         names = (columns,) if isinstance(columns, str) else tuple(columns)
-        return cls(*tree.from_columns(tree.label_columns(rows_or_frame, names, every_level=True), names, qualify))
+        return cls(*tree.from_columns(tree_cells.label_columns(rows_or_frame, names, every_level=True), names, qualify))
 
     @classmethod
     def from_folder(cls, path: str | Path, levels: Sequence[str] | None = None) -> Taxonomy:
@@ -197,20 +196,7 @@ class Taxonomy:
         meant. Raises DataError naming row, level and nearest class for any other name, and for rows whose labels
         contradict the tree.
         """
-        columns = tree.label_columns(rows, self.levels, every_level=False)
-        labels = np.empty((len(columns[0]), len(self.levels)), np.int64)
-        for i, (level, column) in enumerate(zip(self.levels, columns)):
-            names = tree.names_of(column, level)
-            codes = {
-                value: -1 if name is None else self._codes[i].get(name, _UNRESOLVED) for value, name in names.items()
-            }
-            labels[:, i] = np.fromiter(map(codes.__getitem__, column), np.int64, len(column))
-            resolved: dict[tuple[object, bytes], int] = {}
-            for row in np.flatnonzero(labels[:, i] == _UNRESOLVED).tolist():
-                key = (column[row], labels[row, :i].tobytes())
-                if key not in resolved:
-                    resolved[key] = self._resolve(i, str(names[column[row]]), labels[row], row)
-                labels[row, i] = resolved[key]
+        labels = self._names.encode(rows)
         self._refuse(self.contradictions(labels))
         return labels
 
@@ -320,8 +306,8 @@ class Taxonomy:
         return {}
 
     @cached_property
-    def _codes(self) -> tuple[dict[str, int], ...]:
-        return tuple({name: code for code, name in enumerate(names)} for names in self.classes.values())
+    def _names(self) -> Names:
+        return Names(self)
 
     @cached_property
     def _ragged(self) -> Integers:
@@ -355,45 +341,6 @@ class Taxonomy:
             coarser = rows[i - 1] if i else ()
             rows.append((*(frozen(ancestor[above]) for ancestor in coarser), frozen(np.arange(len(above)))))
         return tuple(rows)
-
-    @cached_property
-    def _plain(self) -> tuple[dict[str, dict[int, int]], ...]:
-        """Per level: plain name -> parent -> class named by its path; 'x' -> under 'a' 'a/x', under 'b' 'b/x'."""
-        result: list[dict[str, dict[int, int]]] = []
-        above: list[str] = []
-        for level in self.levels:
-            paths: list[str] = []
-            plain: dict[str, dict[int, int]] = {}
-            for code, (name, parent) in enumerate(zip(self.classes[level], self.parent[level].tolist())):
-                prefix = above[parent] + tree.PATH_SEPARATOR if parent >= 0 else ""
-                short = name.removeprefix(prefix)
-                paths.append(prefix + short)
-                if prefix and short != name:
-                    plain.setdefault(short, {})[parent] = code
-            result.append(plain)
-            above = paths
-        return tuple(result)
-
-    def _resolve(self, i: int, name: str, labels: Integers, row: int) -> int:
-        """The code of a name that is no class as it stands, by the row's coarser labels."""
-        level = self.levels[i]
-        by_parent = self._plain[i].get(name, {})
-        if i and int(labels[i - 1]) in by_parent:
-            return by_parent[int(labels[i - 1])]
-        candidates = list(by_parent.values())
-        if not candidates:
-            raise unknown(f"class at level {level!r} (row {row})", name, self.classes[level], DataError)
-        known = [j for j in range(i) if labels[j] >= 0]
-        fitting = [code for code in candidates if all(self._ancestors[i][j][code] == labels[j] for j in known)]
-        if len(fitting) == 1:
-            return fitting[0]
-        options = " or ".join(repr(self.classes[level][code]) for code in (fitting or candidates)[:3])
-        if fitting:
-            raise DataError(
-                f"row {row}: {level} {name!r} may be {options}: write one of these, or label a coarser level"
-            )
-        says = ", ".join(f"{self.levels[j]} {self.classes[self.levels[j]][labels[j]]!r}" for j in known)
-        raise DataError(f"row {row}: {level} {name!r} is {options}, but the row says {says}: correct one of them")
 
     def _refuse(self, found: Sequence[Contradiction]) -> None:
         if found:

@@ -19,7 +19,8 @@ from nestling.data.inputs import Raw
 from nestling.data.rows import class_name
 from nestling.errors import DataError, UsageError
 from nestling.taxonomy import Taxonomy
-from nestling.tree import Integers, default_levels, label_columns
+from nestling.tree import Integers, default_levels
+from nestling.tree_cells import label_columns
 
 
 def from_arrays(
