@@ -17,6 +17,7 @@ from nestling.models.model import Outputs
 from nestling.models.search import EarlierRows
 from nestling.objectives.instance_terms import Instance, InstanceProxy, InstanceTerm, InstanceWithin
 from nestling.objectives.instances import average_rows, supervised_contrastive
+from nestling.objectives.rows import Part, grouped
 
 
 def drawn(rows: int = 23, batch: int = 11, dimension: int = 5, classes: int = 4, seed: int = 0) -> dict[str, Tensor]:
@@ -203,10 +204,15 @@ def test_only_rows_of_the_classes_drawn_are_touched() -> None:
     features = torch.randn(2, 3, requires_grad=True)
     values, _ = term(outputs(features), batch(torch.tensor([1, 5])))
     values.sum().backward()
-    assert [part.residual.shape for part in term.drawn.parts] == [(2, 5)]  # type: ignore[union-attr]
+    assert [group.residual.shape for group in term.drawn.groups] == [(2, 5)]  # type: ignore[union-attr]
     term.step(0.1)
     touched = (term.rows.weight != before).any(1)
     assert (term.index[touched.numpy()] % 4 == 1).all() and touched.sum() == 5
+
+
+def test_classes_are_grouped_with_little_padding() -> None:
+    parts = [Part(number, size, 2 * number, 2 * number + 2) for number, size in enumerate((10, 9, 300, 200, 5, 6))]
+    assert [[part.size for part in group] for group in grouped(parts)] == [[10, 9], [300, 200, 5], [6]]
 
 
 def test_rows_without_coarse_label() -> None:

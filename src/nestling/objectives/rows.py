@@ -28,15 +28,48 @@ class Part:
     """One class of a batch."""
 
     number: int
+    size: int
+    """How many rows it has."""
     begin: int
     end: int
     """Of its features, which are sorted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Classes of about one size whose features follow each other: what is done to single scores is done to all at once.
+
+    A class's own columns come first; those that it has less than the largest of the group have score -inf.
+    """
+
+    parts: list[Part]
     residual: Tensor
-    """(features, rows of the class): p - y."""
+    """(features, rows of the largest class): p - y."""
     scores: Tensor | None
     """Of unit rows, the same shape."""
-    inverse: Tensor | None
-    """Of unit rows, (rows of the class,): 1 / |w|."""
+    inverse: list[Tensor]
+    """Of unit rows, for each part (rows of the class,): 1 / |w|."""
+
+
+def grouped(parts: list[Part]) -> list[list[Part]]:
+    """Neighbours together, as long as at least half of what they are padded to is used."""
+    groups: list[list[Part]] = []
+    used, features, most = 0, 0, 0
+    for part in parts:
+        count = part.end - part.begin
+        used, features, most = used + count * part.size, features + count, max(most, part.size)
+        if groups and 2 * used >= features * most:
+            groups[-1].append(part)
+        else:
+            groups.append([part])
+            used, features, most = count * part.size, count, part.size
+    return groups
+
+
+def views(parts: list[Part], matrix: Tensor) -> list[Tensor]:
+    """What a matrix of their group has of each class: (features, rows of the class)."""
+    first = parts[0].begin
+    return [matrix[part.begin - first : part.end - first, : part.size] for part in parts]
 
 
 @dataclass(eq=False)
@@ -47,7 +80,7 @@ class Drawn:
     """(b, d), sorted by row."""
     order: Tensor
     """(b,): the place of each sorted feature in the global batch."""
-    parts: list[Part] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
     upstream: Tensor | None = None
     """(own b,): the gradient of the loss with respect to each of this process's values."""
 
@@ -102,36 +135,50 @@ class ClassRows(nn.Module):
         drawn = Drawn(features, order)
         numbers, counts = self.classes_of(places).unique_consecutive(return_counts=True)
         matrices = self.behind[numbers.clamp_min(0)].tolist()
-        begin = 0
-        for number, count, matrix in zip(numbers.tolist(), counts.tolist(), matrices, strict=True):
-            end = begin + count
-            # Places of -1 come first, and belong to the class before the first.
-            if number >= 0:
-                if matrix != [[1.0, 0.0], [0.0, 1.0]]:
-                    self.catch_up(number, matrix)
-                part = self.one_class(number, begin, features[begin:end], places[begin:end], values[begin:end])
-                scaled = part.residual if part.inverse is None else part.residual * part.inverse
-                torch.mm(scaled, self.rows_of(number), out=gradients[begin:end])
-                drawn.parts.append(part)
-            begin = end
+        ends = counts.cumsum(0).tolist()
+        begins = [0, *ends]
+        parts = [
+            Part(number, self.starts[number + 1] - self.starts[number], begin, end)
+            for number, begin, end in zip(numbers.tolist(), begins, ends, strict=False)
+        ]
+        for part, matrix in zip(parts, matrices, strict=True):
+            if part.number >= 0 and matrix != [[1.0, 0.0], [0.0, 1.0]]:
+                self.catch_up(part.number, matrix)
+        # Places of -1 come first, and belong to the class before the first.
+        for group in grouped([part for part in parts if part.number >= 0]):
+            drawn.groups.append(self.one_group(group, features, places, values, gradients))
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         return values[back], gradients[back], drawn
 
-    def one_class(self, number: int, begin: int, features: Tensor, places: Tensor, values: Tensor) -> Part:
-        """Fills ``values``, of the features that begin at ``begin``; what is left of them for the update."""
-        rows = self.rows_of(number)
-        scores, inverse, kept = features @ rows.T, None, None
+    def one_group(
+        self, parts: list[Part], features: Tensor, places: Tensor, values: Tensor, gradients: Tensor
+    ) -> Group:
+        """Fills the ``values`` and ``gradients`` of the group's features; what is left of them for the update."""
+        begin, end = parts[0].begin, parts[-1].end
+        sizes = [part.size for part in parts]
+        scores = features.new_empty(end - begin, max(sizes))
+        if min(sizes) < max(sizes):
+            scores.fill_(-torch.inf)
+        inverse, kept = [], None
+        for part, own in zip(parts, views(parts, scores), strict=True):
+            rows = self.rows_of(part.number)
+            torch.mm(features[part.begin : part.end], rows.T, out=own)
+            if self.unit:
+                inverse.append(torch.linalg.vector_norm(rows, dim=1).clamp_min_(1e-12).reciprocal_())
+                own.mul_(inverse[-1])
         if self.unit:
-            inverse = torch.linalg.vector_norm(rows, dim=1).clamp_min_(1e-12).reciprocal_()
-            kept = scores.mul_(inverse)
-            scores = scores.clone()
-        target = (places - self.starts[number])[:, None]
+            kept = scores.clone()
+        starts = self.edges[self.classes_of(places[begin:end])]
+        target = (places[begin:end] - starts)[:, None]
         total = scores.logsumexp(1, keepdim=True)
-        torch.sub(total, scores.gather(1, target), out=values[:, None])
+        torch.sub(total, scores.gather(1, target), out=values[begin:end, None])
         p = scores.sub_(total).exp_()
         p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))
-        return Part(number, begin, begin + len(features), p, kept, inverse)
+        for number, (part, own) in enumerate(zip(parts, views(parts, p), strict=True)):
+            scaled = own * inverse[number] if self.unit else own
+            torch.mm(scaled, self.rows_of(part.number), out=gradients[part.begin : part.end])
+        return Group(parts, p, kept, inverse)
 
     def rows_of(self, number: int) -> Tensor:
         """(n_k, d): a view."""
@@ -161,29 +208,36 @@ class ClassRows(nn.Module):
         assert drawn.upstream is not None, "a step without a backward pass"
         # The gradients of several processes are averaged.
         upstream = collective.gather(drawn.upstream / collective.world_size())[drawn.order]
-        decay, momentum = self.weight_decay, self.momentum
-        for part in drawn.parts:
-            coefficients = part.residual.mul_(upstream[part.begin : part.end, None])
-            pull = None
-            if part.scores is not None and part.inverse is not None:
+        decay = self.weight_decay
+        parts = [part for group in drawn.groups for part in group.parts]
+        blocks = {part.number: self.blocks(part.number) for part in parts}
+        # Written for each block anew: memory that is new each time costs as much as what is computed in it.
+        longest = max((last - first for spans in blocks.values() for first, last in spans), default=0)
+        scratch = self.weight.new_empty(longest, self.weight.shape[1])
+        for group in drawn.groups:
+            coefficients = group.residual.mul_(upstream[group.parts[0].begin : group.parts[-1].end, None])
+            pulls: list[Tensor | None] = [None] * len(group.parts)
+            if group.scores is not None:
                 # d(f w / |w|) / dw = (f - s w / |w|) / |w|: the part along w is a factor on each row.
-                pull = decay - part.scores.mul_(coefficients).sum(0).mul_(part.inverse).mul_(part.inverse)
-                coefficients.mul_(part.inverse)
-            features, start = drawn.features[part.begin : part.end], self.starts[part.number]
-            for first, last in self.blocks(part.number):
-                w, v = self.weight[first:last], self.velocity[first:last]
-                v.addmm_(coefficients[:, first - start : last - start].T, features, beta=momentum)
-                if pull is not None:
-                    v.addcmul_(w, pull[first - start : last - start, None])
-                elif decay:
-                    v.add_(w, alpha=decay)
-                w.add_(v, alpha=-lr)
-        moved = [part.number for part in drawn.parts]
+                along = views(group.parts, group.scores.mul_(coefficients))
+                pulls = [decay - s.sum(0).mul_(i).mul_(i) for s, i in zip(along, group.inverse, strict=True)]
+                for own, inverse in zip(views(group.parts, coefficients), group.inverse, strict=True):
+                    own.mul_(inverse)
+            for part, own, pull in zip(group.parts, views(group.parts, coefficients), pulls, strict=True):
+                features, start = drawn.features[part.begin : part.end], self.starts[part.number]
+                for first, last in blocks[part.number]:
+                    w, v, gradient = self.weight[first:last], self.velocity[first:last], scratch[: last - first]
+                    torch.mm(own[:, first - start : last - start].T, features, out=gradient)
+                    if pull is not None:
+                        gradient.addcmul_(w, pull[first - start : last - start, None])
+                    sgd_(w, gradient, v, lr, self.momentum, decay if pull is None else 0.0)
         once = torch.tensor(
-            [[1 - lr * decay, -lr * momentum], [decay, momentum]], dtype=torch.float64, device=self.behind.device
+            [[1 - lr * decay, -lr * self.momentum], [decay, self.momentum]],
+            dtype=torch.float64,
+            device=self.behind.device,
         )
         behind = once @ self.behind
-        behind[moved] = torch.eye(2, dtype=torch.float64, device=behind.device)
+        behind[[part.number for part in parts]] = torch.eye(2, dtype=torch.float64, device=behind.device)
         self.behind.copy_(behind)
 
     @torch.no_grad()
@@ -195,6 +249,22 @@ class ClassRows(nn.Module):
         if not self.unit:
             return self.weight
         return self.weight / torch.linalg.vector_norm(self.weight, dim=1, keepdim=True).clamp_min_(1e-12)
+
+
+def sgd_(weight: Tensor, gradient: Tensor, velocity: Tensor, lr: float, momentum: float, decay: float) -> None:
+    """One step of ``torch.optim.SGD``, in one pass over all three; ``gradient`` may be lost."""
+    torch._fused_sgd_(
+        [weight],
+        [gradient],
+        [velocity],
+        weight_decay=decay,
+        momentum=momentum,
+        lr=lr,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+    )
 
 
 class WithinClasses(torch.autograd.Function):
