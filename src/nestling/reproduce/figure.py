@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from nestling.report.plots import MUTED, WIDTH, Look, canvas, legend, legend_rows, looks, place, styled
@@ -18,12 +20,28 @@ APART = 0.1
 Entry = dict[str, Any]
 
 
+def sets_of(rows: Iterable[str]) -> tuple[str, ...]:
+    """The sets of rows such as ``mnist: nested``, where there are several; of other rows none."""
+    sets = dict.fromkeys(row.partition(": ")[0] if ": " in row else "" for row in rows)
+    return tuple(sets) if len(sets) > 1 and "" not in sets else ()
+
+
+def named(row: str, sets: tuple[str, ...]) -> str:
+    """What a row is called in the legend: without its set, where there are several."""
+    return row.partition(": ")[2] if sets else row
+
+
 def panels_of(result: dict[str, Any]) -> dict[tuple[str, str | None], list[Entry]]:
-    """Entries by panel: (title, axis). A number that one row of several has compares nothing, and has no panel."""
+    """Entries by panel: (title, axis); of several sets a panel of lines each.
+
+    A number that one row of several has compares nothing, and has no panel.
+    """
+    sets = sets_of(entry["row"] for entry in result["table"])
     found: dict[tuple[str, str | None], list[Entry]] = {}
     for entry in result["table"]:
         known = on_axis(entry["column"])
-        key = (known[0] or "accuracy", known[1]) if known else (entry["column"], None)
+        title = f"{entry['row'].partition(': ')[0]}: " if known and sets else ""
+        key = (title + (known[0] or "accuracy"), known[1]) if known else (entry["column"], None)
         if entry["mean"] is not None or not known:
             found.setdefault(key, []).append(entry)
     alone = len({entry["row"] for entry in result["table"]}) == 1
@@ -33,7 +51,9 @@ def panels_of(result: dict[str, Any]) -> dict[tuple[str, str | None], list[Entry
 def draw(table: Table, result: dict[str, Any], dpi: int = 110) -> bytes:
     """The figure as PNG."""
     panels = panels_of(result)
-    styles = looks(list(dict.fromkeys(e["row"] for e in result["table"])))
+    rows = list(dict.fromkeys(e["row"] for e in result["table"]))
+    sets = sets_of(rows)
+    styles = looks(list(dict.fromkeys(named(row, sets) for row in rows)))
     across = 3
     down = -(-len(panels) // across)
     top = 0.22 * legend_rows(list(styles), WIDTH - 1)[1] + 0.1
@@ -45,10 +65,12 @@ def draw(table: Table, result: dict[str, Any], dpi: int = 110) -> bytes:
             axes = place(figure, left, bottom, PANEL, HEIGHT - 0.2)
             divisor, _, unit = unit_of(table, entries[0]["column"])
             axes.set_title(f"{title}, {unit}" if unit else title, pad=4)
+            axes.ticklabel_format(axis="y", useOffset=False)
+            looked = {row: styles[named(row, sets)] for row in dict.fromkeys(e["row"] for e in entries)}
             if axis is None:
-                points(axes, entries, styles, divisor)
+                points(axes, entries, looked, divisor, sets)
             else:
-                lines(axes, entries, styles, divisor, axis)
+                lines(axes, entries, looked, divisor, axis)
         legend(figure, styles, 0.4, WIDTH - 1)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
@@ -80,19 +102,28 @@ def lines(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: fl
     axes.set_xlabel(f"{axis}, dotted: the paper" if any(e["paper"] is not None for e in entries) else axis)
 
 
-def points(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: float) -> None:
-    """Ours as a filled marker with its deviation, the paper's hollow, side by side."""
-    for x, entry in enumerate(entries):
-        look = styles[entry["row"]]
+def points(
+    axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: float, sets: tuple[str, ...] = ()
+) -> None:
+    """Ours as a filled marker with its deviation, the paper's hollow, side by side; set after set, with a gap."""
+    if sets:
+        entries = sorted(entries, key=lambda entry: sets.index(entry["row"].partition(": ")[0]))
+    places: dict[str, list[float]] = {}
+    for number, entry in enumerate(entries):
+        look, group = styles[entry["row"]], entry["row"].partition(": ")[0] if sets else ""
+        x = number + 1.5 * len(places.keys() - {group})
+        places.setdefault(group, []).append(x)
         if entry["mean"] is not None:
             axes.errorbar(
                 [x], [entry["mean"] / divisor], yerr=[(entry["std"] or 0) / divisor],
-                color=look.colour, marker=look.marker, markersize=6, capsize=3,
+                color=look.colour, marker=look.marker, markersize=5 if sets else 6, capsize=2 if sets else 3,
             )  # fmt: skip
         if entry["paper"] is not None:
             axes.plot([x], [entry["paper"] / divisor], look.marker, color=look.colour, markerfacecolor="none")
-    axes.set_xticks([])
-    axes.set_xlim(-0.7, len(entries) - 0.3)
+    axes.set_xticks([float(np.mean(xs)) for xs in places.values()] if sets else [], list(places) if sets else [])
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="x", visible=False)
+    axes.set_xlim(-0.7, x + 0.7)
     if any(entry["paper"] is not None for entry in entries):
         axes.set_xlabel("hollow: the paper", color=MUTED)
 
