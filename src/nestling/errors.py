@@ -6,7 +6,8 @@ A message gives the value, what was expected, and the remedy, in one line:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -91,3 +92,15 @@ def missing_extra(package: str, extra: str, need: str) -> MissingExtraError:
 def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: NumPy says so by MemoryError, torch by a RuntimeError."""
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+
+
+@contextmanager
+def read_as_data(what: str) -> Iterator[None]:
+    """Whatever a decoder raises of the bytes that it is given, as a DataError ``what: the reason``; our own passes."""
+    try:
+        yield
+    except NestlingError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{what}: {reason:.200}") from error

@@ -10,8 +10,7 @@ page shows it), 16-bit grey divided by 257, colour profiles ignored, all else co
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from nestling.data.inputs import Raw
-from nestling.errors import DataError, NestlingError, UsageError
+from nestling.errors import DataError, NestlingError, UsageError, read_as_data
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,18 +39,6 @@ class Header:
     height: int
     width: int
     grey: bool
-
-
-@contextmanager
-def _named(item: str) -> Iterator[None]:
-    # Pillow's decoders raise whatever their bytes provoke (OSError, SyntaxError, struct.error, KeyError, …).
-    try:
-        yield
-    except NestlingError:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{item}: cannot be read as a picture: {reason:.200}") from error
 
 
 def _open(raw: Raw | Image.Image | BinaryIO, item: str) -> Image.Image:
@@ -119,7 +106,7 @@ def _orientation(image: Image.Image) -> int:
 
 def read_header(raw: Raw | Image.Image, item: str) -> Header:
     """Size and colour of one picture, its pixels not decoded; of a file no more is read than that takes."""
-    with _named(item), ExitStack() as stack:
+    with read_as_data(f"{item}: cannot be read as a picture"), ExitStack() as stack:
         image = _open(stack.enter_context(_open_file(raw, item)) if isinstance(raw, Path) else raw, item)
         height, width = image.height, image.width
         # PNG may keep EXIF behind the pixels, so asking could decode them; TIFF's size is turned by Pillow.
@@ -138,7 +125,7 @@ def decode(raw: Raw | Image.Image, size: tuple[int, int] | None, channels: int, 
     """
     from PIL import Image, ImageOps
 
-    with _named(item):
+    with read_as_data(f"{item}: cannot be read as a picture"):
         image = _open(raw, item)
         if size is not None and image.format in ("JPEG", "MPO") and image is not raw:
             # Decoded at 1/2 to 1/8 where twice the wanted size remains: a photograph takes a third of the time.

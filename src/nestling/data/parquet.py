@@ -13,7 +13,7 @@ import numpy as np
 
 from nestling.data.inputs import Inputs, Raw
 from nestling.data.rows import INPUTS, Rows, class_name, table_rows
-from nestling.errors import DataError, NestlingError, StorageError, listed, missing_extra
+from nestling.errors import DataError, StorageError, listed, missing_extra, read_as_data
 
 MAX_GROUP_BYTES = 256 << 20
 """Where rows are read on demand, each may cost a whole row group: larger ones are refused."""
@@ -117,7 +117,7 @@ class ParquetInputs(Inputs):
             path = self.files[self.index[group, 0]]
             inside = rows[places] - (self.ends[group] - self.index[group, 2])
             column = self._column(group)
-            with _damage_named(path):
+            with read_as_data(f"{path}: damaged, or no Parquet file"):
                 raws = _raw_inputs(column.take(pyarrow.array(inside)), self.source, path)
             for place, raw in zip(places.tolist(), raws, strict=True):
                 found[place] = raw
@@ -173,20 +173,8 @@ def _parquet(path: Path) -> Iterator[Any]:
         file = path.open("rb")
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
-    with file, _damage_named(path):
+    with file, read_as_data(f"{path}: damaged, or no Parquet file"):
         yield pyarrow.parquet.ParquetFile(file)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except NestlingError:
-        raise
-    # Damaged pages surface as ArrowInvalid, OSError, UnicodeDecodeError, MemoryError and others.
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: damaged, or no Parquet file: {reason:.200}") from error
 
 
 def _input_column(path: Path, schema: Any, names: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from nestling.report.content import shorten
 
@@ -89,6 +90,15 @@ def styled() -> Iterator[None]:
 def canvas(height: float, width: float = WIDTH) -> Figure:
     """An empty white figure; sizes in inches."""
     return Figure(figsize=(width, height), facecolor="white")
+
+
+def logarithmic(axes: Axes, *which: str) -> None:
+    """A logarithmic x or y axis, whose ticks are plain numbers: the style's texts are not read as formulas."""
+    for name in which:
+        axes.set(**{f"{name}scale": "log"})
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def place(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

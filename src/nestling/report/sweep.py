@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-from nestling.report.plots import BETTER, NEUTRAL, WIDTH, canvas, place, styled
+from nestling.report.plots import BETTER, NEUTRAL, WIDTH, canvas, logarithmic, place, styled
 
 PANEL, HEIGHT, ACROSS = 2.65, 2.2, 3
 
@@ -25,7 +25,7 @@ def draw(result: Mapping[str, Any], dpi: int = 110) -> bytes:
             axes = place(figure, left, bottom, PANEL, HEIGHT - 0.2)
             axes.plot([t["fields"][name] for t in known], [t["value"] for t in known], "o", color=NEUTRAL, markersize=4)
             axes.plot([best["fields"][name]], [best["value"]], "*", color=BETTER, markersize=12)
-            axes.set_xscale("log")
+            logarithmic(axes, "x")
             axes.set(xlabel=name, ylabel=result["metric"] if number % ACROSS == 0 else "")
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})

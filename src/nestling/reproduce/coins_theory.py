@@ -24,6 +24,8 @@ from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial, on
 VARIANTS = ("coins", "coins-imp")
 HIGH = 5.0
 """The largest lambda of the grid."""
+LABELLED = 0.5
+"""Smaller ones lie too near each other to be named in the figure."""
 COLUMNS = {
     "alpha": ("alpha", "mean"),
     "alpha within": ("alpha within", "mean"),
@@ -79,7 +81,7 @@ def theory_trials(scale: str) -> list[Trial]:
 
 def picture(table: Table, result: dict[str, Any], folder: Path) -> bytes:
     """Left alpha against beta with lambda along the curve; then the bounds, and the constant, over lambda."""
-    from nestling.report.plots import PALETTE, canvas, legend, looks, styled
+    from nestling.report.plots import PALETTE, canvas, legend, logarithmic, looks, styled
     from nestling.report.plots import place as axes_at
 
     lines: dict[tuple[str, str], dict[float, float]] = {}
@@ -97,17 +99,20 @@ def picture(table: Table, result: dict[str, Any], folder: Path) -> bytes:
             weights = sorted(alpha.keys() & beta.keys())
             trade.plot([beta[w] for w in weights], [alpha[w] for w in weights], color=look.colour, marker=look.marker)
             for weight in weights:
-                trade.annotate(
-                    f"{weight:g}", (beta[weight], alpha[weight]), xytext=(4, 4), textcoords="offset points", fontsize=7
-                )
+                if weight >= LABELLED:
+                    place = beta[weight], alpha[weight]
+                    trade.annotate(f"{weight:g}", place, xytext=(4, 4), textcoords="offset points", fontsize=7)
             for name, colour in zip(("fine probability", "its bound", "Lemma 1"), PALETTE[2:], strict=False):
                 label = name if row == VARIANTS[0] else None
                 over(bounds, lines.get((row, name), {}), colour, look.marker, label)
             over(constant, lines.get((row, CONSTANT), {}), look.colour, look.marker)
-        trade.set(xlabel="mean β, coarse classes", ylabel="mean α, instances", title="λ trades α for β")
-        bounds.set(xscale="log", yscale="log", xlabel="λ", title="probability of the fine class")
+        logarithmic(trade, "y")
+        for axes in (bounds, constant):
+            logarithmic(axes, "x", "y")
+        trade.set(xlabel="mean β, coarse classes", title="λ (by its points) trades α, upward, for β")
+        bounds.set(xlabel="λ", title="probability of the fine class")
         bounds.legend(fontsize=7)
-        constant.set(xscale="log", yscale="log", xlabel="λ", title="c′ that Theorem 2 needs")
+        constant.set(xlabel="λ", title="c′ that Theorem 2 needs")
         legend(figure, styles, 0.65, 6)
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
