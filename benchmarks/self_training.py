@@ -1,9 +1,9 @@
 """Look for a nested network that flat + marginal does not beat: ``python benchmarks/self_training.py [SEEDS]``.
 
-Every candidate is a network (nested in cascade, nested jointly, one flat softmax) and what is added to it (guesses of a
-slow copy inside the known class as hard labels, averaged weights), each added to all three. Equal rows, labels, steps and
-rate; mnist and fashion_mnist at 14 x 14 pixels and cifar100 at 16 x 16, with 2 % and 10 % of fine labels, scored on
-training rows that were held out. Test rows are never read. Needs NESTLING_DATA.
+Every candidate is a network (nested in cascade, nested jointly, one flat softmax) and what is added to it (guesses of
+a slow copy inside the known class as hard labels, averaged weights), each added to all three. Equal rows, labels,
+steps and rate; mnist and fashion_mnist at 14 x 14 pixels and cifar100 at 16 x 16, with 2 % and 10 % of fine labels,
+scored on training rows that were held out. Test rows are never read. Needs NESTLING_DATA.
 
 Every training is kept in runs/choose and read back. Writes results/self-training-choice.json.
 """
