@@ -135,12 +135,13 @@ def beside_dense(
     drawn_classes: int = 2,
     dimension: int = 6,
     dtype: torch.dtype = torch.float32,
+    momentum: float = 0.9,
 ) -> None:
     """The same steps by the term and by autograd with ``torch.optim.SGD``: values, gradients and all rows agree."""
     torch.manual_seed(0)
     n = len(classes)
     index = np.random.default_rng(0).permutation(n) + 100
-    settings = {"momentum": 0.9, "weight_decay": 5e-2, "unit": unit}
+    settings = {"momentum": momentum, "weight_decay": 5e-2, "unit": unit}
     term: InstanceTerm = (
         InstanceWithin("coarse", index, classes, dimension, **settings)
         if within
@@ -149,7 +150,7 @@ def beside_dense(
     # From now on in the order of `index`.
     back = np.argsort(term.rows.sorting)
     dense = torch.nn.Parameter(term.rows.weight[back].clone())
-    optimizer = torch.optim.SGD([dense], lr=0.1, momentum=0.9, weight_decay=5e-2)
+    optimizer = torch.optim.SGD([dense], lr=0.1, momentum=momentum, weight_decay=5e-2)
     groups = torch.from_numpy(classes if within else np.zeros(n, dtype=np.int64))
     generator = np.random.default_rng(1)
     for step in range(steps):
@@ -175,7 +176,8 @@ def beside_dense(
         term.step(lr)
     found = term.rows.current()[back]
     torch.testing.assert_close(found, F.normalize(dense, dim=1).detach() if unit else dense.detach(), **tight)
-    torch.testing.assert_close(term.rows.velocity[back], optimizer.state[dense]["momentum_buffer"], **tight)
+    if momentum:
+        torch.testing.assert_close(term.rows.velocity[back], optimizer.state[dense]["momentum_buffer"], **tight)
 
 
 @pytest.mark.parametrize("unit", [False, True], ids=["plain", "cosine"])
@@ -208,6 +210,11 @@ def test_only_rows_of_the_classes_drawn_are_touched() -> None:
     term.step(0.1)
     touched = (term.rows.weight != before).any(1)
     assert (term.index[touched.numpy()] % 4 == 1).all() and touched.sum() == 5
+
+
+@pytest.mark.parametrize("unit", [False, True], ids=["plain", "cosine"])
+def test_rows_without_momentum(unit: bool) -> None:
+    beside_dense(np.arange(30) % 5, unit, momentum=0.0)
 
 
 def test_classes_are_grouped_with_little_padding() -> None:

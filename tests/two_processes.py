@@ -45,6 +45,9 @@ CURVES: dict[str, Recipe] = {
     "instances": Coins(variant="coins", epochs=2, batch_size=15, norm="none"),
     "contrast": Coins(variant="supcon", epochs=2, batch_size=15, norm="none", augmentation="none"),
     "momentum": Coins(variant="moco-coarse", epochs=2, batch_size=9, norm="none", moco=Moco(queue=20, momentum=0.9)),
+    "taught": Nested(
+        epochs=(1, 1, 2), batch_size=15, steps_per_epoch=6, norm="none", optimizer=SGD, self_training=1.0, averaged=True
+    ),
     "flat": FlatMarginal(epochs=2, batch_size=9, steps_per_epoch=7, norm="none", optimizer=SGD),
 }
 

@@ -9,6 +9,7 @@ from nestling.objectives.functional import (
     least_expected_distance,
     marginal_cross_entropy,
     similarity_matching,
+    within_known,
 )
 from nestling.objectives.information import mutual_information_bound
 from nestling.objectives.instances import instance_loss, instance_loss_within, proxy_loss
@@ -55,5 +56,6 @@ __all__ = [
     "tightening",
     "turbulence",
     "vote",
+    "within_known",
     "worst_concept_accuracy",
 ]

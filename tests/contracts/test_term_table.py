@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from nestling.data.batch import Batch
 from nestling.errors import UsageError
 from nestling.models.heads import Calibration
-from nestling.models.model import Outputs
+from nestling.models.model import Answers, Outputs
 from nestling.objectives.instance_terms import Instance, InstanceProxy, InstanceWithin, SupervisedContrastive
 from nestling.objectives.momentum import MomentumContrast
 from nestling.objectives.reducers import Mean
+from nestling.objectives.self_training import SelfTraining
 from nestling.objectives.terms import (
     CrossEntropy,
     MarginalCrossEntropy,
@@ -180,9 +181,46 @@ def other_view(outputs: Outputs, row: int) -> float:
     """Of the other view among the queue's three."""
     term, (_, batch) = momentum(), inputs()
     assert batch.other is not None
-    z, key = outputs.features["coarse"][row], term.keys.linear(batch.other[row].flatten())  # type: ignore[operator,union-attr]
+    z, key = outputs.features["coarse"][row], term.slow.linear(batch.other[row].flatten())  # type: ignore[operator,union-attr]
     scores = [float(z @ key / key.norm()), *(float(z @ old) for old in term.queue)]
     return math.log(sum(map(math.exp, scores))) - scores[0]
+
+
+class Guessing(Seen):
+    """Answers for every level of TREE by one linear layer each: the smallest network that self-training can copy."""
+
+    taxonomy = TREE
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({level: nn.Linear(4, TREE.width(level)) for level in TREE.levels})
+
+    def forward(self, images: Tensor, until: str | None = None) -> Outputs:
+        logits = {level: head(images.flatten(1)) for level, head in self.heads.items()}
+        return Outputs(logits, {}, images.flatten(1))
+
+    def answers(self, outputs: Outputs, reject: bool = True) -> Answers:
+        return Answers({level: logits.softmax(1) for level, logits in outputs.logits.items()}, {}, {})
+
+
+def self_training() -> SelfTraining:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(6)
+        return SelfTraining(Guessing())  # type: ignore[arg-type]
+
+
+def guessed(outputs: Outputs, row: int) -> float:
+    """At every level without a label, what the copy says of the classes below the finest known one."""
+    _, batch = inputs()
+    assert batch.other is not None
+    guesses = self_training().slow(batch.other[row : row + 1]).logits
+    depth, total = int((LABELS[row] >= 0).sum()), 0.0
+    for level in TREE.levels[depth:]:
+        scores = [math.exp(x) for x in guesses[level][0].tolist()]
+        above = TREE.ancestor(depth - 1, of=level) if depth else [-1] * len(scores)
+        inside = [x if a == LABELS[row, depth - 1] or not depth else 0.0 for x, a in zip(scores, above)]
+        total -= sum(x / sum(inside) * y for x, y in zip(inside, log_softmax(outputs.logits[level][row])))
+    return total
 
 
 def nameless(outputs: Outputs, batch: Batch) -> tuple[Outputs, Batch]:
@@ -242,6 +280,15 @@ TABLE = [
         other_view,
         lambda outputs, batch: (outputs, replace(batch, other=None)),
         "two views of a row, and the batch has one: set Stage.pairs",
+        labelled=False,
+    ),
+    Row(
+        SelfTraining,
+        self_training,
+        [False, True, True, True, False, False, True],
+        guessed,
+        nameless,
+        "unknown level fine: expected one of 'coarse', 'middle', 'other'",
         labelled=False,
     ),
 ]
@@ -345,9 +392,9 @@ def test_terms_that_compare_rows_say_so(row: Row) -> None:
 def test_terms_save_no_weights_of_the_model(row: Row) -> None:
     term = row.make()
     assert not list(term.parameters())
-    kept = {"weight", "velocity", "behind", "membership", "proxies", "queue", "place", "numbers"}
+    kept = {"weight", "velocity", "behind", "membership", "proxies", "queue", "place", "numbers", "taken"}
     # A slow copy is no longer the model's weights.
-    own = [name for name in term.state_dict() if not name.startswith("keys.")]
+    own = [name for name in term.state_dict() if not name.startswith("slow.")]
     assert {name.rpartition(".")[2] for name in own} <= kept, "rows, clusters and queues of its own alone"
 
 

@@ -49,6 +49,10 @@ class Flat(SelfTrainingOptions, Recipe):
         check("dropout", self.dropout, least=0, most=0.99)
         self.check_self_training()
 
+    @property
+    def idle(self) -> dict[str, str]:
+        return super().idle | self.idle_self_training()
+
     def network(self) -> NetworkOptions:
         return NetworkOptions(
             skips=self.skips, norm=self.norm, plain=self.plain, hidden=self.hidden, dropout=self.dropout
@@ -98,6 +102,10 @@ class EndToEnd(Flat):
     """One softmax over the finest classes, trained on the rows with fine labels alone."""
 
     method: ClassVar[str] = "end-to-end"
+
+    @property
+    def idle(self) -> dict[str, str]:
+        return super().idle | self.idle_self_training("rows without a fine label, which end-to-end leaves out")
 
     def rows(self, data: LabelledData) -> np.ndarray:
         return np.flatnonzero(data.finest_known() == len(data.taxonomy.levels) - 1)

@@ -77,6 +77,11 @@ class Nested(ConceptOptions, SelfTrainingOptions, Recipe):
         self.check_self_training()
         check("concept_strength", self.concept_strength, above=0)
 
+    @property
+    def idle(self) -> dict[str, str]:
+        labelled = self.cascade and not self.marginal
+        return super().idle | self.idle_self_training("marginal, or cascade = false" if labelled else None)
+
     def network(self) -> NetworkOptions:
         return NetworkOptions(skips=self.skips, norm=self.norm, hidden=self.hidden, dropout=self.dropout)
 

@@ -45,7 +45,8 @@ class SelfTrainingOptions:
     slow: float = 0.99
     """Of the slow copy that guesses, its share that is kept at a step."""
     averaged: bool = False
-    """Each stage ends with the weights of the slow copy."""
+    """Each stage ends with the weights of the slow copy, and with its last epoch: the copy changes too little from one
+    to the next to choose."""
 
     def check_self_training(self) -> None:
         """Raise UsageError for a field out of its range."""
@@ -53,15 +54,29 @@ class SelfTrainingOptions:
         check("certain", self.certain, least=0, most=1)
         check("slow", self.slow, least=0, most=1)
 
+    def idle_self_training(self, needs: str | None = None) -> dict[str, str]:
+        """As ``Recipe.idle``, of these fields; ``needs``: what is missing where all rows that are seen are labelled."""
+        found = {"self_training": needs} if needs else {}
+        if not self.self_training or needs:
+            found["certain"] = "self_training"
+            if not self.averaged:
+                found["slow"] = "self_training, or averaged"
+        if self.averaged:
+            found["patience"] = "a method that chooses its epoch, and averaged weights are those of the last one"
+        return found
+
     def taught(self, stage: Stage, model: Model) -> Stage:
-        """The stage, with what these options add to it."""
-        if not self.self_training and not self.averaged:
+        """The stage, with what these options add to it; as it is, where none of its rows lacks a label."""
+        depth = model.taxonomy.level_index(stage.until or model.taxonomy.levels[-1]) + 1
+        known = model.taxonomy.columns(stage.data.labels)[slice(None) if stage.rows is None else stage.rows, :depth]
+        weight = self.self_training if (known < 0).any() else 0.0
+        if not weight and not self.averaged:
             return stage
         term = SelfTraining(model, stage.until, self.slow, self.certain)
-        return replace(
+        taught = replace(
             stage,
-            objective=Objective.of(stage.objective) + self.self_training * term,
-            pairs=self.self_training > 0,
+            objective=Objective.of(stage.objective) + weight * term,
+            pairs=weight > 0,
             after_step=Following(term),
-            at_end=Averaged(term) if self.averaged else None,
         )
+        return replace(taught, at_end=Averaged(term), select=None, patience=None) if self.averaged else taught

@@ -134,13 +134,8 @@ def marginal_cross_entropy(
     """
     number = _number(taxonomy, level)
     _check_width(fine_logits, taxonomy, number, "logits")
-    if labels.shape != (len(fine_logits), len(taxonomy.levels)):
-        raise UsageError(
-            f"expected labels {(len(fine_logits), len(taxonomy.levels))}, a column for each of "
-            f"{taxonomy.levels}; got {tuple(labels.shape)}"
-        )
     logits = _at_least_float32(fine_logits)
-    below = _below_known(labels, taxonomy, number)
+    below = _below_known(labels, taxonomy, number, len(logits))
     return logits.logsumexp(1) - logits.masked_fill(~below, -torch.inf).logsumexp(1)
 
 
@@ -161,18 +156,18 @@ def within_known(probabilities: Tensor, labels: Tensor, taxonomy: Taxonomy, leve
     """
     number = _number(taxonomy, level)
     _check_width(probabilities, taxonomy, number, "probabilities")
-    below = _below_known(labels, taxonomy, number)
+    below = _below_known(labels, taxonomy, number, len(probabilities))
     inside = _at_least_float32(probabilities) * below
     total = inside.sum(1, keepdim=True)
     return torch.where(total > 0, inside / total.where(total > 0, 1.0), below / below.sum(1, keepdim=True))
 
 
-def _below_known(labels: Tensor, taxonomy: Taxonomy, number: int) -> Tensor:
-    """(b, width of level ``number``): the columns on a line with the row's finest known class; all, of no label."""
-    if labels.ndim != 2 or labels.shape[1] != len(taxonomy.levels):
+def _below_known(labels: Tensor, taxonomy: Taxonomy, number: int, rows: int) -> Tensor:
+    """(rows, width of level ``number``): the columns on a line with the row's finest known class; all, of no label."""
+    if labels.shape != (rows, len(taxonomy.levels)):
         raise UsageError(
-            f"expected labels (b, {len(taxonomy.levels)}), a column for each of {taxonomy.levels}; "
-            f"got {tuple(labels.shape)}"
+            f"expected labels {(rows, len(taxonomy.levels))}, a column for each of "
+            f"{taxonomy.levels}; got {tuple(labels.shape)}"
         )
     depth = torch.full_like(labels[:, 0], number + 1)
     target = torch.zeros_like(depth)

@@ -1,10 +1,11 @@
 """Rows of weights for every training row, W^I, told from each other within coarse classes: values, gradient, update.
 
-The rows are the cost of instance classification, so they never meet autograd. One pass over the rows of the classes in
-the batch gives values and the gradient of the features; a second one moves them, momentum and weight decay included,
-by SGD exactly as ``torch.optim.SGD`` does it. Both are bound by memory, so each row is read as seldom as can be: what
-follows from a block is computed while it lies in the cache. Rows of classes that are not in the batch are not touched:
-what momentum and decay did to them meanwhile is one 2x2 matrix for each class, applied when the class is drawn again.
+The rows are the cost of instance classification, so they never meet autograd. The rows of the classes in the batch are
+read twice, for the values and for the gradient of the features, and once more when they are moved, momentum and weight
+decay included, by SGD exactly as ``torch.optim.SGD`` does it: in one pass, block by block, each with its gradient in
+the cache. What is done to single scores is done for many classes in one call, since each call wakes the threads. Rows
+of classes that are not in the batch are not touched: what momentum and decay did to them meanwhile is one 2x2 matrix
+for each class, applied when the class is drawn again.
 """
 
 from __future__ import annotations
@@ -256,7 +257,7 @@ def sgd_(weight: Tensor, gradient: Tensor, velocity: Tensor, lr: float, momentum
     torch._fused_sgd_(
         [weight],
         [gradient],
-        [velocity],
+        [velocity] if momentum else [],
         weight_decay=decay,
         momentum=momentum,
         lr=lr,

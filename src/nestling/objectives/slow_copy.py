@@ -35,9 +35,9 @@ class WithSlowCopy(Term, ABC):
         super().__init__(name, reducer)
         if not 0 <= momentum <= 1:
             raise UsageError(f"momentum must be at least 0 and at most 1, got {momentum}")
-        self.slow, self.momentum, self.warms = weights_as_buffers(copy.deepcopy(model)).eval(), momentum, warms
-        self.taken: Tensor
-        self.register_buffer("taken", torch.zeros(()))
+        self.slow, self.momentum = weights_as_buffers(copy.deepcopy(model)).eval(), momentum
+        self.taken: Tensor | None
+        self.register_buffer("taken", torch.zeros(()) if warms else None)
 
     def train(self, mode: bool = True) -> WithSlowCopy:
         super().train(mode)
@@ -47,9 +47,10 @@ class WithSlowCopy(Term, ABC):
     @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
         """Move the slow copy a step towards ``model``: after every step of the optimiser."""
-        self.taken += 1
-        grown = self.taken / (9 + self.taken) if self.warms else torch.ones_like(self.taken)
-        moves = 1 - grown.clamp(max=self.momentum)
+        kept = torch.tensor(self.momentum)
+        if self.taken is not None:
+            self.taken += 1
+            kept = (self.taken / (9 + self.taken)).clamp(max=self.momentum)
         new, statistics = model.state_dict(), {name for name, _ in model.named_buffers()}
         for name, slow in self.slow.state_dict().items():
             if not slow.is_floating_point():
@@ -58,7 +59,7 @@ class WithSlowCopy(Term, ABC):
             # Each process has statistics of its own; the slow copy is the same on all of them.
             shared = collective.is_distributed() and name in statistics
             value = collective.all_sum(new[name]) / collective.world_size() if shared else new[name]
-            slow.lerp_(value, moves.to(slow.dtype))
+            slow.lerp_(value, (1 - kept).to(slow))
 
 
 def weights_as_buffers(module: nn.Module) -> nn.Module:

@@ -16,9 +16,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
 
 from nestling.report.content import shorten
 
@@ -98,7 +98,13 @@ def logarithmic(axes: Axes, *which: str) -> None:
         axes.set(**{f"{name}scale": "log"})
         axis = axes.xaxis if name == "x" else axes.yaxis
         axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_minor_formatter(lambda value, _, axis=axis: f"{value:g}" if _within_a_decade(axis) else "")
+
+
+def _within_a_decade(axis: Axis) -> bool:
+    """Whether fewer than two powers of ten are in view, so that the ticks between have to be named."""
+    low, high = sorted(axis.get_view_interval())
+    return sum(bool(low <= tick <= high) for tick in axis.get_majorticklocs()) < 2
 
 
 def place(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:

@@ -56,7 +56,7 @@ def choice_trials(scale: str) -> list[Trial]:
         "fashion_mnist": (
             Rows(source="fashion_mnist", train=3000, test=4000, validation=0.1), "conv:16/32/64", 30, "crop",
         ),
-        "grocery": (Rows(source="grocery", image_size=32, validation=0.1), "conv:32/64/128-128", 20, "crop-mirror"),
+        "grocery": (Rows(source="grocery", image_size=32, validation=0.1), "conv:32/64/128-128", 10, "crop-mirror"),
     }  # fmt: skip
     found = []
     for name, (rows, network, epochs, augmentation) in sets.items():

@@ -53,7 +53,7 @@ def of_moco(scale: str, variant: str) -> Coins:
     small = scale != "paper"
     return Coins(
         variant=variant,
-        epochs=12 if small else 200,
+        epochs=8 if small else 200,
         batch_size=128 if small else 256,
         temperature=0.2,
         mlp=128,
@@ -69,7 +69,7 @@ def of_labels(scale: str, variant: str) -> Coins:
     thirds = replace(PAPER_OPTIMIZER, weight_decay=1e-4, factor=10.0, drops=(0.3333333333, 0.6666666667))
     return Coins(
         variant=variant,
-        epochs=12 if small else 90,
+        epochs=8 if small else 90,
         batch_size=128 if small else 256,
         augmentation="crop-mirror",
         optimizer=replace(thirds, schedule="cosine") if small else thirds,

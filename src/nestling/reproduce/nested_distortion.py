@@ -174,7 +174,8 @@ BUDGET = Table(
     name="nested-budget",
     paper="Nested Learning for Multi-Level Classification, Section 3.1: the two questions of a budget",
     about=f"{MIX} (exact), and mixes between f fine labels with all coarser ones and 1.5 f with none. On the authors' "
-    f"networks, at small half as wide on cifar10. {TURBULENT} 'all sets' is the mean over the three.",
+    f"networks, at small half as wide on cifar10 and the epochs of a mix stretched, so that all take as many steps. "
+    f"{TURBULENT} 'all sets' is the mean over the three.",
     trials=budget_trials,
     derived=over_sets,
     floor=Floor(row=f"{ALL}: {TWIN}", column=accuracy("fine", strength=0), least=0.6),
