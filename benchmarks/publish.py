@@ -29,8 +29,8 @@ claim.""",
 of least log loss (x 100, of the fine class, over clean and distorted rows).""",
     "defaults-choice": """6,000 training rows of mnist and fashion_mnist, at 14 x 14 pixels, with 2 % and 10 % fine
 labels; scored on 4,000 other training rows; no test row was read. Equal steps for all.""",
-    "self-training-choice": """The same rows and steps; what is added to the cascade, to all levels at once and to one flat
-softmax, with its gain over the flat softmax that has it too. One seed: no claim.""",
+    "self-training-choice": """The same rows and steps; what is added to the cascade, to all levels at once and to
+one flat softmax, with its gain over the flat softmax that has it too. One seed: no claim.""",
 }
 
 

@@ -37,7 +37,7 @@ RUNS = Path("runs/choose/self-training")
 SETTINGS = tuple((source, fine) for source in ("mnist", "fashion_mnist", "cifar100") for fine in (0.02, 0.1))
 STEPS = {"steps_per_epoch": 20, "batch_size": 64, "patience": None, "optimizer": Optimizer(lr=3e-3)}
 ADDED: dict[str, dict[str, Any]] = {
-    "": {},
+    "nothing": {},
     "hard": {"self_training": 1.0, "certain": 0.8},
     "hard, averaged": {"self_training": 1.0, "certain": 0.8, "averaged": True},
 }
@@ -128,7 +128,7 @@ def main(seeds: list[int], sources: list[str]) -> None:
                 table.append({"row": row, "column": column, "mean": float(np.mean(values)), "std": std})
             rival = f"flat: {name.split(': ')[1]}"
             mean, low, high = paired_interval(right[name], right[rival])
-            table.append({"row": row, "column": f"fine, over {rival}", "mean": mean, "interval": [low, high]})
+            table.append({"row": row, "column": "fine, over flat", "mean": mean, "interval": [low, high]})
             print(
                 row, "|", ", ".join(f"{c} {np.mean([one[c] for one in each]):.3f}" for c in FIGURES),
                 f"| over {rival}: {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", flush=True,
