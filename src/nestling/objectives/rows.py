@@ -11,11 +11,13 @@ for each class, applied when the class is drawn again.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from nestling import collective
 
@@ -215,6 +217,7 @@ class ClassRows(nn.Module):
         # Written for each block anew: memory that is new each time costs as much as what is computed in it.
         longest = max((last - first for spans in blocks.values() for first, last in spans), default=0)
         scratch = self.weight.new_empty(longest, self.weight.shape[1])
+        move = partial(sgd, lr=lr, momentum=self.momentum, dampening=0.0, nesterov=False, maximize=False, fused=True)
         for group in drawn.groups:
             coefficients = group.residual.mul_(upstream[group.parts[0].begin : group.parts[-1].end, None])
             pulls: list[Tensor | None] = [None] * len(group.parts)
@@ -231,7 +234,7 @@ class ClassRows(nn.Module):
                     torch.mm(own[:, first - start : last - start].T, features, out=gradient)
                     if pull is not None:
                         gradient.addcmul_(w, pull[first - start : last - start, None])
-                    sgd_(w, gradient, v, lr, self.momentum, decay if pull is None else 0.0)
+                    move([w], [gradient], [v], weight_decay=decay if pull is None else 0.0)
         once = torch.tensor(
             [[1 - lr * decay, -lr * self.momentum], [decay, self.momentum]],
             dtype=torch.float64,
@@ -250,22 +253,6 @@ class ClassRows(nn.Module):
         if not self.unit:
             return self.weight
         return self.weight / torch.linalg.vector_norm(self.weight, dim=1, keepdim=True).clamp_min_(1e-12)
-
-
-def sgd_(weight: Tensor, gradient: Tensor, velocity: Tensor, lr: float, momentum: float, decay: float) -> None:
-    """One step of ``torch.optim.SGD``, in one pass over all three; ``gradient`` may be lost."""
-    torch._fused_sgd_(
-        [weight],
-        [gradient],
-        [velocity] if momentum else [],
-        weight_decay=decay,
-        momentum=momentum,
-        lr=lr,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-        is_first_step=False,
-    )
 
 
 class WithinClasses(torch.autograd.Function):
