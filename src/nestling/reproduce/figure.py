@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from nestling.report.plots import MUTED, WIDTH, Look, canvas, legend, legend_rows, looks, place, styled
+from nestling.report.plots import MUTED, WIDTH, Look, canvas, legend, legend_rows, logarithmic, looks, place, styled
 from nestling.reproduce.result import unit_of
 from nestling.reproduce.table import Table, on_axis
 
 PANEL, GAP, HEIGHT = 2.65, 0.6, 2.2
 MOST_TICKS = 10
+SPREAD = 100
+"""Times the least place, from which on an axis is logarithmic."""
 APART = 0.1
 """Of the axis, at least, two ticks: nearer ones would overlap."""
 Entry = dict[str, Any]
@@ -93,7 +95,9 @@ def lines(axes: Axes, entries: list[Entry], styles: dict[str, Look], divisor: fl
             [depth(e["column"]) for e in printed], [e["paper"] / divisor for e in printed], ":", color=look.colour
         )
     where = sorted({depth(e["column"]) for e in entries})
-    if len(where) <= MOST_TICKS:
+    if where[0] > 0 and where[-1] >= SPREAD * where[0]:
+        logarithmic(axes, "x")
+    elif len(where) <= MOST_TICKS:
         shown = where[:1]
         for x in where[1:]:
             if x - shown[-1] >= APART * (where[-1] - where[0]):
