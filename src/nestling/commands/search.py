@@ -85,6 +85,10 @@ def read_queries(names: tuple[str, ...], predictor: Predictor, index: Index) -> 
             row = index.items.index(name)
             found.append(Query(name, index.features[row], row))
             continue
+        if not Path(name).exists():
+            example = f" (rows have names such as {index.items[0]!r})" if index.items else ""
+            found.append(Query(name, error=f"{name}: neither a file, nor the name of a row of the gallery{example}"))
+            continue
         for path, image in read_images(find_images(name), size, channels):
             bad = not isinstance(image, np.ndarray)
             found.append(Query(path, error=str(image)) if bad else Query(path, image=image))  # type: ignore[arg-type]

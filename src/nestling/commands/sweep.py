@@ -210,15 +210,17 @@ def best_lines(result: Mapping[str, Any]) -> Sequence[str]:
     sign = -1 if result["mode"] == "max" else 1
     known = sorted((t for t in result["trials"] if t["value"] is not None), key=lambda t: sign * t["value"])
     names = list(known[0]["fields"])
-    rows = [
-        [str(t["number"]), *(f"{t['fields'][name]:.4g}" for name in names), f"{t['value']:.4f}"] for t in known[:SHOWN]
-    ]
+    # The one that is chosen is shown, wherever it stands.
+    shown = [t for place, t in enumerate(known) if place < SHOWN or t["number"] == result["best"]["number"]]
+    rows = [[str(t["number"]), *(f"{t['fields'][name]:.4g}" for name in names), f"{t['value']:.4f}"] for t in shown]
     failed = len(result["trials"]) - len(known)
     ended = f"{len(known)} trials" + (f", and {failed} diverged" if failed else "")
     lines = [f"{ended}; {result['metric']} on validation rows", *aligned([["trial", *names, "score"], *rows], 1)]
     if "rule" in result:
         picked = ", ".join(f"{name}: {value:g}" for name, value in result["choices"].items())
         lines.append(f"trial {result['best']['number']} is chosen, {result['rule']}; {names[0]} by {picked}")
+        if len(known) > 1 and len({t["value"] for t in known}) == 1:
+            lines.append("warning: all trials score the same on validation rows: there was nothing to choose by")
     return lines
 
 

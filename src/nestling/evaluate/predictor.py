@@ -131,7 +131,7 @@ class Predictor:
         ]
 
     def embed(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> np.ndarray:
-        """The backbone's pooled features, float32 (n, d)."""
+        """The backbone's pooled features, float32 (n, d), of any length: search compares their directions."""
         return self._outputs(self.images(inputs)).embedding.cpu().numpy()
 
     def answers(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> Answers:

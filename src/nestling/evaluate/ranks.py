@@ -7,7 +7,8 @@ In fp32 a few comparisons are closer than rounding tells apart; where one decide
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations_with_replacement
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations_with_replacement, islice
 
 import torch
 from torch import Tensor
@@ -63,9 +64,24 @@ def nearest(units: Tensor, labels: Tensor) -> Tensor:
 
 def count(units: Tensor, labels: Tensor, edges: Sequence[Tensor]) -> list[Tensor]:
     """For each of ``edges`` (n, levels): how many rows of other classes are more similar, (n, levels) int64."""
+    workers = torch.get_num_threads() if units.device.type == "cpu" and len(units) > TILE else 1
+    if workers == 1:
+        return counted(units, labels, edges)
+    # Each thread has tiles of its own: those that share a tile wake each other for every call.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            shares = list(pool.map(lambda share: counted(units, labels, edges, share, workers), range(workers)))
+    finally:
+        torch.set_num_threads(workers)
+    return [torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)]
+
+
+def counted(units: Tensor, labels: Tensor, edges: Sequence[Tensor], share: int = 0, shares: int = 1) -> list[Tensor]:
+    """``count`` over every ``shares``-th pair of tiles, from number ``share`` on."""
     found = [torch.zeros_like(labels) for _ in edges]
     mask, ones = units.new_empty(TILE, TILE), units.new_ones(TILE)
-    for a, b, scores, own in tiles(units, labels):
+    for a, b, scores, own in tiles(units, labels, share=share, shares=shares):
         height, width = scores.shape
         part = mask[:height, :width]
         for level in range(labels.shape[1]):
@@ -80,17 +96,18 @@ def count(units: Tensor, labels: Tensor, edges: Sequence[Tensor]) -> list[Tensor
 
 
 def tiles(
-    units: Tensor, labels: Tensor, apart: bool = True
+    units: Tensor, labels: Tensor, apart: bool = True, share: int = 0, shares: int = 1
 ) -> Iterator[tuple[slice, slice, Tensor, dict[int, Tensor]]]:
     """Rows, columns, their similarities, and by level where both are of one class, for the levels where any are.
 
     A pair of tiles comes once, not also the other way round; a row is not similar to itself. Without ``apart`` only
-    tiles come that have a class in common. The similarities are overwritten by the next ones.
+    tiles come that have a class in common; of all pairs every ``shares``-th, from number ``share`` on. The similarities
+    are overwritten by the next ones.
     """
     parts = [slice(begin, min(begin + TILE, len(units))) for begin in range(0, len(units), TILE)]
     lows, highs = ([kind(labels[part], 0).tolist() for part in parts] for kind in (torch.amin, torch.amax))
     place = units.new_empty(TILE * TILE)
-    for a, b in combinations_with_replacement(range(len(parts)), 2):
+    for a, b in islice(combinations_with_replacement(range(len(parts)), 2), share, None, shares):
         spans = enumerate(zip(lows[a], highs[a], lows[b], highs[b], strict=True))
         shared = [level for level, (low, high, least, most) in spans if low <= most and least <= high]
         if not (shared or apart):

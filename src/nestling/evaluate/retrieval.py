@@ -127,11 +127,15 @@ def precision_at_r(features: Tensor, labels: Tensor) -> tuple[float, float]:
     return average, precise
 
 
-def retrieval_metrics(features: Tensor, data: LabelledData, ks: Sequence[int] = KS) -> dict[str, dict[str, dict]]:
+def retrieval_metrics(
+    features: Tensor | np.ndarray, data: LabelledData, ks: Sequence[int] = KS
+) -> dict[str, dict[str, dict]]:
     """``retrieval`` of metrics.json, by level and k, and ``retrieval_at_r``: mAP@R and R-precision of the finest level.
 
-    ``features`` are those of the rows of ``data``; levels without a labelled row are left out.
+    ``features`` are those of the rows of ``data``, as ``Predictor.embed`` gives them; levels without a labelled row are
+    left out.
     """
+    features = torch.as_tensor(features)
     levels = [number for number in range(len(data.taxonomy.levels)) if (data.labels[:, number] >= 0).any()]
     if not levels:
         return {"retrieval": {}, "retrieval_at_r": {}}

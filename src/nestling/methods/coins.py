@@ -241,6 +241,10 @@ class Coins(ConceptOptions, Recipe):
         if variant.instance is None:
             return objective, None
         if variant.instance == "momentum":
+            if self.moco.queue is not None and self.moco.queue > len(rows):
+                raise UsageError(
+                    f"moco.queue must be at most the number of rows, {len(rows):,}; got {self.moco.queue:,}"
+                )
             queue = self.moco.queue or max(min(LONGEST_QUEUE, len(rows) // 2), 1)
             contrast = MomentumContrast(level, model, model.dimension, queue, self.moco.momentum)
             return (self.moco.coarse_weight if variant.coarse else 1.0) * objective + contrast, None
