@@ -147,3 +147,8 @@ def test_stopped_in_an_epoch_it_ends_as_the_unbroken_run(
     again = quick(recipe, toy_data, tmp_path / "run")
     assert len(taken) == 10, "the seven steps before are not taken anew"
     assert_same_weights(again.model, whole.model)
+
+
+def test_a_queue_holds_at_most_all_rows(toy_data: LabelledData) -> None:
+    with pytest.raises(UsageError, match=r"moco.queue must be at most the number of rows, \d+; got 1,000,000"):
+        quick(Coins(variant="moco", epochs=1, moco=Moco(queue=10**6)), toy_data)

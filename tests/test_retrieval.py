@@ -129,6 +129,7 @@ def test_every_level(toy_data: LabelledData) -> None:
     data = toy_data.keep({"fine": 0.5})
     features = torch.from_numpy(data.inputs.numpy().reshape(240, -1)).float()
     found = retrieval_metrics(features, data)
+    assert retrieval_metrics(features.numpy(), data) == found
     assert found["retrieval"].keys() == {"coarse", "middle", "fine"}
     for place, shares in enumerate(found["retrieval"].values()):
         expected = recall_at_k(features, torch.from_numpy(data.labels[:, place]))

@@ -154,6 +154,22 @@ def test_files_that_vanished_are_reported_and_the_rest_is_answered(place: Path, 
     assert "2 files of the index are gone" in done.err and Path(before[0]["item"]).name in done.err
 
 
+def test_a_gallery_that_moved_as_a_whole_is_no_success(place: Path, tmp_path: Path) -> None:
+    gallery = tmp_path / "gallery"
+    shutil.copytree(place / "gallery", gallery)
+    succeed("index", place / "model-0", gallery, "--out", tmp_path / "index")
+    gallery.rename(tmp_path / "moved")
+    query = place / "gallery" / "a" / "0-0" / "00.png"
+    done = nestling("search", place / "model-0", query, "--gallery", tmp_path / "index")
+    assert done.code == 3 and "files of the index are gone" in done.err and "index again" in done.err
+
+
+def test_a_query_that_is_neither_file_nor_row_says_what_rows_are_called(place: Path, index: Path) -> None:
+    done = nestling("search", place / "model-0", "row 3", "--gallery", index)
+    assert done.code == 3
+    assert "row 3: neither a file, nor the name of a row of the gallery (rows have names such as '" in done.err
+
+
 def test_a_query_that_is_no_picture_is_reported(place: Path, index: Path, tmp_path: Path) -> None:
     bad, good = tmp_path / "bad.png", place / "gallery" / "a" / "0-0" / "00.png"
     bad.write_text("no picture")

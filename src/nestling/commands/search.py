@@ -46,11 +46,13 @@ def search(command: Search) -> int:
         # A row of the gallery that is asked for by its name is not its own answer.
         query.hits = [hit for hit in found if hit[0] != query.row][: command.k]
     if gone:
-        say(f"{len(gone)} files of the index are gone, and left out of the answers: {listed(gone, 5)}; index again")
+        what = "1 file of the index is" if len(gone) == 1 else f"{len(gone)} files of the index are"
+        say(f"{what} gone, and left out of the answers: {listed(gone, 5)}; index again")
     write(command, index, queries)
     if command.html:
         write_text(command.html, render_search(shelves(command, queries, index, data, predictor, seed)))
-    return 3 if len(good) < len(queries) else 0
+    # Nothing was found where the gallery has moved as a whole.
+    return 3 if len(good) < len(queries) or (gone and not any(query.hits for query in good)) else 0
 
 
 class Query:
