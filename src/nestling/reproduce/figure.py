@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from nestling.reproduce.table import Table, on_axis
 
 PANEL, GAP, HEIGHT = 2.65, 0.6, 2.2
 MOST_TICKS = 10
+LETTERS = 44
+"""Of a title on one line."""
 SPREAD = 100
 """Times the least place, from which on an axis is logarithmic."""
 APART = 0.1
@@ -66,7 +69,7 @@ def draw(table: Table, result: dict[str, Any], dpi: int = 110) -> bytes:
             bottom = 0.45 + (down - 1 - number // across) * (HEIGHT + GAP)
             axes = place(figure, left, bottom, PANEL, HEIGHT - 0.2)
             divisor, _, unit = unit_of(table, entries[0]["column"])
-            axes.set_title(f"{title}, {unit}" if unit else title, pad=4)
+            axes.set_title(fill(f"{title}, {unit}" if unit else title, LETTERS), pad=4)
             axes.ticklabel_format(axis="y", useOffset=False)
             looked = {row: styles[named(row, sets)] for row in dict.fromkeys(e["row"] for e in entries)}
             if axis is None:
