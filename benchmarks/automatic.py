@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from choose import write_table
 
 import nestling
 from nestling.commands.jobs import Job, run_jobs
@@ -32,7 +33,6 @@ from nestling.evaluate.measure import CLEAN, measure, outputs_of
 from nestling.evaluate.predictor import Predictor
 from nestling.files import write_json
 from nestling.methods.choose import Seen, choose_method
-from nestling.provenance import commit, hardware, versions
 
 RUNS = Path("runs/automatic")
 METHODS = ("nested", "flat-marginal", "end-to-end", "layerwise", "robust", "coins")
@@ -152,21 +152,7 @@ def main(sources: list[str]) -> None:
     ]
     run_jobs(jobs)
     table = [row for source in sources for hidden in HIDDEN for row in judged(source, hidden)]
-    write_json(
-        "results/automatic.json",
-        {
-            "name": "automatic",
-            "scale": "small",
-            "seeds": list(SEEDS),
-            "table": table,
-            "claims": [],
-            "command": f"python benchmarks/automatic.py {' '.join(sources)}",
-            "commit": commit(),
-            "hardware": hardware(),
-            "versions": versions(),
-            "seconds": round(time.monotonic() - began, 1),
-        },
-    )
+    write_table("automatic", f"python benchmarks/automatic.py {' '.join(sources)}", list(SEEDS), table, began)
 
 
 if __name__ == "__main__":

@@ -160,6 +160,25 @@ def scores(what: str, setting: str, name: str, recipe: Recipe, seeds: list[int])
             }
 
 
+def write_table(name: str, command: str, seeds: list[int], table: list[dict], began: float) -> None:
+    """results/NAME.json, as ``publish`` reads it; ``began`` by ``time.monotonic()``."""
+    write_json(
+        f"results/{name}.json",
+        {
+            "name": name,
+            "scale": "small",
+            "seeds": seeds,
+            "table": table,
+            "claims": [],
+            "command": command,
+            "commit": commit(),
+            "hardware": hardware(),
+            "versions": versions(),
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
+
+
 def main(what: str) -> None:
     """Train every candidate that is not trained yet, score, and write the table."""
     began = time.monotonic()
@@ -184,21 +203,7 @@ def main(what: str) -> None:
         print(
             name, "|", ", ".join(f"{r['column']} {100 * r['mean']:.1f}" for r in table if r["row"] == name), flush=True
         )
-    write_json(
-        f"results/{what}-choice.json",
-        {
-            "name": f"{what}-choice",
-            "scale": "small",
-            "seeds": seeds,
-            "table": table,
-            "claims": [],
-            "command": f"python benchmarks/choose.py {what}",
-            "commit": commit(),
-            "hardware": hardware(),
-            "versions": versions(),
-            "seconds": round(time.monotonic() - began, 1),
-        },
-    )
+    write_table(f"{what}-choice", f"python benchmarks/choose.py {what}", seeds, table, began)
 
 
 if __name__ == "__main__":

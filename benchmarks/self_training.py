@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from choose import log_loss
+from choose import log_loss, write_table
 
 from nestling.commands.jobs import Job, run_jobs
 from nestling.data.dataset import LabelledData
@@ -31,7 +31,6 @@ from nestling.evaluate.compare import excess, gap
 from nestling.evaluate.measure import CLEAN, measure, outputs_of
 from nestling.files import write_json
 from nestling.methods import FlatMarginal, Nested, Optimizer, Recipe
-from nestling.provenance import commit, hardware, versions
 
 RUNS = Path("runs/choose/self-training")
 SETTINGS = tuple((source, fine) for source in ("mnist", "fashion_mnist", "cifar100") for fine in (0.02, 0.1))
@@ -133,21 +132,8 @@ def main(seeds: list[int], sources: list[str]) -> None:
                 row, "|", ", ".join(f"{c} {np.mean([one[c] for one in each]):.3f}" for c in FIGURES),
                 f"| over {rival}: {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", flush=True,
             )  # fmt: skip
-    write_json(
-        "results/self-training-choice.json",
-        {
-            "name": "self-training-choice",
-            "scale": "small",
-            "seeds": seeds,
-            "table": table,
-            "claims": [],
-            "command": f"python benchmarks/self_training.py {len(seeds)} {' '.join(sources)}",
-            "commit": commit(),
-            "hardware": hardware(),
-            "versions": versions(),
-            "seconds": round(time.monotonic() - began, 1),
-        },
-    )
+    command = f"python benchmarks/self_training.py {len(seeds)} {' '.join(sources)}"
+    write_table("self-training-choice", command, seeds, table, began)
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ class SelfTrainingOptions:
 
     def taught(self, stage: Stage, model: Model) -> Stage:
         """The stage, with what these options add to it; as it is, where none of its rows lacks a label."""
+        if not self.self_training and not self.averaged:
+            return stage
         depth = model.taxonomy.level_index(stage.until or model.taxonomy.levels[-1]) + 1
         known = model.taxonomy.columns(stage.data.labels)[slice(None) if stage.rows is None else stage.rows, :depth]
         weight = self.self_training if (known < 0).any() else 0.0

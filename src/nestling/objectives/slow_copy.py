@@ -47,10 +47,10 @@ class WithSlowCopy(Term, ABC):
     @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
         """Move the slow copy a step towards ``model``: after every step of the optimiser."""
-        kept = torch.tensor(self.momentum)
+        moves: float | Tensor = 1 - self.momentum
         if self.taken is not None:
             self.taken += 1
-            kept = (self.taken / (9 + self.taken)).clamp(max=self.momentum)
+            moves = 1 - (self.taken / (9 + self.taken)).clamp(max=self.momentum)
         new, statistics = model.state_dict(), {name for name, _ in model.named_buffers()}
         for name, slow in self.slow.state_dict().items():
             if not slow.is_floating_point():
@@ -59,7 +59,7 @@ class WithSlowCopy(Term, ABC):
             # Each process has statistics of its own; the slow copy is the same on all of them.
             shared = collective.is_distributed() and name in statistics
             value = collective.all_sum(new[name]) / collective.world_size() if shared else new[name]
-            slow.lerp_(value, (1 - kept).to(slow))
+            slow.lerp_(value, moves.to(slow.dtype) if isinstance(moves, Tensor) else moves)
 
 
 def weights_as_buffers(module: nn.Module) -> nn.Module:
