@@ -22,7 +22,7 @@ from nestling.errors import DataError, UsageError
 
 KINDS = 2
 """Words, and pairs of neighbours."""
-BUCKETS = 2**15
+BUCKETS = 2**17
 """Hashes of each kind; 0 stands for nothing."""
 LENGTH = 256
 """Words that are read of a text."""

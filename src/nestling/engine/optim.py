@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from nestling.methods.recipe import Optimizer
 
+ALONG_GRADIENT: dict[str, dict[str, float]] = {"adam": {"eps": 1.0}, "adamw": {"eps": 1.0}, "sgd": {"rate": 0.01}}
+"""What tables of words are moved by, for each optimiser. Adam would divide a rare word's gradient by its own size, so
+that the rarest words, which tell least, would move furthest; an epsilon far above all gradients makes its step that of
+SGD. SGD's own rates are so much higher, and are scaled to match."""
+
 
 def build_optimizer(settings: Optimizer, lr: float, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """A fresh optimiser; a fused kernel where there is one, since small networks are bound by the calls."""
-    parameters = list(parameters)
-    fused = parameters[0].device.type in ("cpu", "cuda")
+    """A fresh optimiser; a fused kernel where there is one, since small networks are bound by the calls.
+
+    Tables of words, marked by ``models.words.follow_gradient``, are a group of their own (``ALONG_GRADIENT``).
+    """
+    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for parameter in parameters:
+        groups[hasattr(parameter, "follows_gradient")].append(parameter)
+    given: list[dict[str, Any]] = [{"params": groups[0]}, {"params": groups[1], **ALONG_GRADIENT[settings.name]}]
+    given = [group for group in given if group["params"]]
+    fused = given[0]["params"][0].device.type in ("cpu", "cuda")
     if settings.name == "sgd":
         return torch.optim.SGD(
-            parameters, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
+            given, lr=lr, momentum=settings.momentum, weight_decay=settings.weight_decay, fused=fused
         )
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=lr, weight_decay=settings.weight_decay, fused=fused)
+    return kind(given, lr=lr, weight_decay=settings.weight_decay, fused=fused)
 
 
 def rate(settings: Optimizer, progress: float, history: list[float]) -> float:

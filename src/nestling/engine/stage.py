@@ -217,7 +217,7 @@ class StageRun(StageState):
         if begins_anew(stage.optimizer, state.epoch * order.steps + state.step, stage.epochs * order.steps):
             self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("rate", 1.0)
         loss, terms = self.within_memory(module, batch, progress, len(every))
         if not self.checked:
             check_gradients(stage, self.trained)

@@ -33,9 +33,10 @@ class Backbone(Protocol):
     def __call__(self, images: Tensor) -> list[Tensor]: ...
 
 
-def conv_block(inputs: int, outputs: int, norm: str) -> nn.Sequential:
-    """3x3 convolution, batch norm (``norm`` 'batch' or 'none') and ReLU."""
-    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, 3, padding=1, bias=norm == "none")]
+def conv_block(inputs: int, outputs: int, norm: str, kernel: tuple[int, int] = (3, 3)) -> nn.Sequential:
+    """Convolution that keeps the size, batch norm (``norm`` 'batch' or 'none') and ReLU."""
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=norm == "none")]
     if norm == "batch":
         layers.append(nn.BatchNorm2d(outputs))
     return nn.Sequential(*layers, nn.ReLU(inplace=True))

@@ -17,6 +17,8 @@ from nestling.errors import UsageError
 from nestling.models.backbones import conv_block
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
+from nestling.models.text import TextBackbone
+from nestling.models.words import NETWORK, LinearWords
 from nestling.taxonomy import Taxonomy
 
 
@@ -25,7 +27,8 @@ class NestedModel(Model):
 
     Parameters
     ----------
-    backbone: follows the stage protocol of ``models.backbones``.
+    backbone: follows the stage protocol of ``models.backbones``. Of texts a linear model of the words stands beside it,
+        whose scores are added to the logits and join the features.
     taxonomy: its levels are the outputs, coarse to fine.
     config: how to build this model again.
     heads: the levels that have a head; by default all. The end-to-end twin and the flat baselines are this same
@@ -59,6 +62,7 @@ class NestedModel(Model):
         self.backbone = backbone
         self.skips = skips
         width = max(channels[-1] // 2, 4)
+        texts = isinstance(backbone, TextBackbone)
         self.decoder = nn.ModuleDict()
         self.hidden = nn.ModuleDict()
         self.head = nn.ModuleDict()
@@ -69,7 +73,7 @@ class NestedModel(Model):
                 # With more levels than maps, the finest levels share the first map.
                 self.source[level] = max(len(channels) - 1 - number, 0)
                 joined = previous + (channels[self.source[level]] if skips else 0)
-                self.decoder[level] = conv_block(joined, width, norm)
+                self.decoder[level] = conv_block(joined, width, norm, (1, 3) if texts else (3, 3))
                 previous = width
             if level in heads:
                 size = previous
@@ -78,6 +82,10 @@ class NestedModel(Model):
                     self.hidden[level] = nn.Sequential(nn.Linear(previous, size), nn.ReLU(inplace=True))
                 self.head[level] = nn.Linear(size, taxonomy.width(level))
                 sizes[level] = (size, taxonomy.width(level))
+        self.words: LinearWords | None = None
+        if texts:
+            self.words = LinearWords({level: width for level, (_, width) in sizes.items()})
+            sizes = {level: (size + width, width) for level, (size, width) in sizes.items()}
         self.calibration = Calibration(sizes)
 
     @property
@@ -93,6 +101,7 @@ class NestedModel(Model):
             *(self.decoder[level] for level in levels if level in self.decoder),
             *(self.hidden[level] for level in levels if level in self.hidden),
             *(self.head[level] for level in levels if level in self.head),
+            *([] if self.words is None else [self.words]),
         ]
 
     def forward(self, images: Tensor, until: str | None = None) -> Outputs:
@@ -100,6 +109,7 @@ class NestedModel(Model):
         current = maps[-1]
         embedding = pooled = current.mean((2, 3))
         logits, features = {}, {}
+        linear = {} if self.words is None else self.words(images)
         for level in self.taxonomy.levels:
             if level in self.decoder:
                 skip = maps[self.source[level]]
@@ -109,6 +119,9 @@ class NestedModel(Model):
             if level in self.head:
                 features[level] = self.hidden[level](pooled) if level in self.hidden else pooled
                 logits[level] = self.head[level](features[level])
+                if self.words is not None:
+                    logits[level] = NETWORK * logits[level] + linear[level]
+                    features[level] = torch.cat([features[level], linear[level].to(features[level].dtype)], 1)
             if level == until:
                 break
         return Outputs(logits, features, embedding)

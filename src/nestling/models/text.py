@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nestling.data.text import BUCKETS, KINDS
+from nestling.data.text import KINDS
 
 PREFIX = "text:"
+HASHES = 2**15
+"""Embeddings of each kind, which several of the encoding's buckets share."""
 KERNELS = (1, 3, 5)
 """Words that the convolutions of a stage see at once, side by side."""
 
@@ -29,7 +31,7 @@ class TextBackbone(nn.Module):
     def __init__(self, widths: list[int], norm: str = "batch", dropout: float = 0.0) -> None:
         super().__init__()
         self.channels = tuple(widths)
-        self.embeddings = nn.ModuleList(nn.Embedding(BUCKETS, widths[0], padding_idx=0) for _ in range(KINDS))
+        self.embeddings = nn.ModuleList(nn.Embedding(HASHES, widths[0]) for _ in range(KINDS))
         for embedding in self.embeddings:
             nn.init.normal_(embedding.weight, std=widths[0] ** -0.5)  # type: ignore[arg-type]
         self.dropout = nn.Dropout(dropout)
@@ -41,7 +43,7 @@ class TextBackbone(nn.Module):
         self.pool = nn.MaxPool2d((1, 2), ceil_mode=True)
 
     def forward(self, texts: Tensor) -> list[Tensor]:
-        found = sum(embedding(texts[:, kind, 0].long()) for kind, embedding in enumerate(self.embeddings))
+        found = sum(embedding(texts[:, kind, 0].long() % HASHES) for kind, embedding in enumerate(self.embeddings))
         assert isinstance(found, Tensor)
         current, maps = found.transpose(1, 2).unsqueeze(2), []
         for number, stage in enumerate(self.stages):

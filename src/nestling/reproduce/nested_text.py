@@ -29,7 +29,7 @@ SETTINGS = {
         test=60,
     ),
     "small": Setting(
-        source="newsgroups20", num_rows=None, known=(10_183, 1_131), network=NETWORK, epochs=(4, 30), test=None
+        source="newsgroups20", num_rows=None, known=(10_183, 1_131), network=NETWORK, epochs=(14, 56), test=None
     ),
 }  # fmt: skip
 

@@ -1,0 +1,129 @@
+"""The linear model of words beside a text network: its weights are scikit-learn's, its table follows its gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from nestling.data.text import BUCKETS, TextEncoding
+from nestling.engine.optim import build_optimizer
+from nestling.methods.recipe import Optimizer
+from nestling.models.build import build_model
+from nestling.models.nested import NestedModel
+from nestling.models.words import NETWORK, SCALE, WIDEST, LinearWords
+from nestling.taxonomy import Taxonomy
+
+TEXTS = ["red red red car", "blue car and red bus", "green tree", "green green grass and tree and sun"]
+WIDTHS = {"coarse": 2, "fine": 4}
+
+
+@pytest.fixture
+def model() -> LinearWords:
+    return LinearWords(WIDTHS)
+
+
+def counted(model: LinearWords, texts: torch.Tensor) -> LinearWords:
+    """Its document frequencies are those of the texts."""
+    model.train()(texts)
+    return model.eval()
+
+
+def dense(model: LinearWords, texts: torch.Tensor) -> np.ndarray:
+    """TF-IDF weights by bucket (n, BUCKETS), read off the scores of a table that names one bucket after the other."""
+    words = texts[:, 0, 0].long().sort(1).values
+    first = torch.cat([torch.ones(len(words), 1, dtype=torch.bool), words[:, 1:] != words[:, :-1]], 1)
+    return torch.zeros(len(words), BUCKETS).scatter_add_(1, words, model.weights(words, first)).numpy()
+
+
+def test_weights_are_those_of_scikit_learn(model: LinearWords) -> None:
+    """Each text by itself, exactly as long as it is; frequencies over all of them."""
+    longest = TextEncoding(7).encode(TEXTS)
+    counted(model, longest)
+    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    theirs = vectorizer.fit_transform(TEXTS).toarray()
+    for number, text in enumerate(TEXTS):
+        ours = dense(model, TextEncoding(len(text.split())).encode([text]))[0]
+        assert sorted(ours[ours > 0]) == pytest.approx(sorted(theirs[number][theirs[number] > 0]), abs=1e-6)
+    names = vectorizer.get_feature_names_out()
+    red = TextEncoding(1).encode(["red"])[0, 0, 0, 0].item()
+    ours = dense(model, TextEncoding(4).encode(TEXTS[:1]))[0]
+    assert ours[red] == pytest.approx(theirs[0][list(names).index("red")], abs=1e-6)
+
+
+def test_a_repeated_text_weighs_as_once(model: LinearWords) -> None:
+    counted(model, TextEncoding(7).encode(TEXTS))
+    once, twice = (dense(model, TextEncoding(length).encode(TEXTS[:1])) for length in (4, 8))
+    assert once == pytest.approx(twice, abs=1e-6)
+
+
+def test_scores_are_linear_in_the_weights(model: LinearWords) -> None:
+    texts = TextEncoding(9).encode([*TEXTS, ""])
+    assert all(bool((scores == 0).all()) for scores in model(texts).values()), "not 0 before the first step"
+    counted(model, texts)
+    torch.nn.init.normal_(model.table.weight)
+    scores = model(texts)
+    weight = (model.table.weight @ model.directions.T).detach().numpy()
+    wanted = SCALE * dense(model, texts) @ weight
+    found = torch.cat([scores["coarse"], scores["fine"]], 1).detach().numpy()
+    assert found == pytest.approx(wanted, rel=1e-4, abs=1e-3) and not found[-1].any() and found[:-1].any()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(texts)["fine"], scores["fine"])
+
+
+@pytest.mark.parametrize("fine", [4, 2 * WIDEST])
+def test_directions(fine: int) -> None:
+    model = LinearWords({"coarse": 2, "fine": fine})
+    products = model.directions @ model.directions.T
+    assert torch.allclose(products.diagonal(), torch.ones(2 + fine), atol=1e-5)
+    assert model.table.weight.shape == (BUCKETS, min(2 + fine, WIDEST))
+    if 2 + fine <= WIDEST:
+        assert torch.allclose(products, torch.eye(2 + fine), atol=1e-5)
+    assert model(TextEncoding(3).encode(["a word"]))["fine"].shape == (1, fine)
+
+
+def test_only_training_counts_documents(model: LinearWords) -> None:
+    texts = TextEncoding(9).encode([*TEXTS, ""])
+    model.eval()(texts)
+    model.table.weight.requires_grad_(False)
+    model.train()(texts)
+    assert not model.documents.any()
+    model.table.weight.requires_grad_(True)
+    model(texts)
+    car = TextEncoding(1).encode(["car"])[0, 0, 0, 0]
+    assert model.documents[0] == 5 and model.documents[car] == 2 and model.documents.sum() == 5 + 14
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_the_table_follows_its_gradient(model: LinearWords, name: str) -> None:
+    """Two words whose gradients differ a hundredfold move a hundredfold apart; under Adam others move alike."""
+    other = torch.nn.Linear(2, 1, bias=False)
+    optimizer = build_optimizer(Optimizer(name=name, weight_decay=0), 0.1, [*other.parameters(), *model.parameters()])
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1 * group.get("rate", 1.0)
+    before = other.weight.detach().clone()
+    gradient = torch.zeros_like(model.table.weight)
+    gradient[5, 0], gradient[6, 0] = 1e-2, 1e-4
+    model.table.weight.grad, other.weight.grad = gradient, torch.tensor([[1e-2, 1e-4]])
+    optimizer.step()
+    moved = model.table.weight.detach()
+    assert moved[5, 0] / moved[6, 0] == pytest.approx(100, rel=0.02) and moved[5, 0] < 0
+    steps = (other.weight - before).detach()[0]
+    assert steps[0] / steps[1] == pytest.approx(100 if name == "sgd" else 1, rel=0.02)
+
+
+def test_scores_join_logits_and_features() -> None:
+    taxonomy = Taxonomy.from_paths(["x/a", "x/b", "y/c", "y/d"])
+    model = build_model(taxonomy, TextEncoding().shape, "text:6/8").eval()
+    assert isinstance(model, NestedModel) and model.words is not None
+    texts = TextEncoding().encode(TEXTS)
+    without = model(texts)
+    own = model.head["fine"](without.features["fine"][:, :-4])
+    assert torch.allclose(without.logits["fine"], NETWORK * own, atol=1e-6)
+    torch.nn.init.normal_(model.words.table.weight)
+    words, found = model.words(texts), model(texts)
+    for level, width in WIDTHS.items():
+        assert torch.allclose(found.logits[level], without.logits[level] + words[level], rtol=1e-4, atol=1e-3)
+        assert torch.equal(found.features[level][:, -width:], words[level])
+    assert all(model.words in model.parts(level) for level in WIDTHS)
