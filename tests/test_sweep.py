@@ -217,7 +217,7 @@ def test_lambda_is_chosen_by_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ByRule, "score", lambda self, recipe: recalls[recipe.instance_weight])
     out = tmp_path / "run"
     first = succeed(*COINS, "--trials", 2, "--out", out)
-    assert "trial 2 of 2" in first.err
+    assert "trial 2 of 2 (number 1)" in first.err
     done = succeed(*COINS, "--out", out)
     found = content(out)
     assert [trial["fields"]["instance_weight"] for trial in found["trials"]] == list(LAMBDAS)

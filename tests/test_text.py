@@ -13,12 +13,15 @@ from sklearn.utils import murmurhash3_32
 from nestling import from_pretrained
 from nestling.data.dataset import LabelledData
 from nestling.data.text import BUCKETS, KINDS, LENGTH, TextEncoding, encoded, is_text, preprocessing_of
-from nestling.engine.fit import fit
+from nestling.engine import stage as engine_stage
+from nestling.engine.optim import EPSILON, set_rate
 from nestling.errors import DataError, UsageError
 from nestling.methods.nested import Nested
+from nestling.methods.recipe import Optimizer
 from nestling.models.build import build_model
 from nestling.taxonomy import Taxonomy
 from running import nestling, refuse, succeed
+from small import Crash, Watch, assert_same_weights, checkpoint_every_epoch, quick
 
 FAST = ("--backbone", "text:6/8", "--set", "epochs=1", "steps_per_epoch=2", "batch_size=16")
 WORDS = {"a": "apple pie", "b": "banana bread", "c": "carrot cake", "d": "dill dip"}
@@ -33,7 +36,7 @@ def test_a_text_by_hand() -> None:
     ids = TextEncoding(5).encode(["The CAT, a cat!"])
     assert ids.dtype == torch.int32 and ids.shape == (1, KINDS, 1, 5)
     the, cat = bucket("the"), bucket("cat")
-    assert ids[0, 0, 0].tolist() == [the, cat, cat, the, cat]
+    assert ids[0, 0, 0].tolist() == [the, cat, cat, -the, -cat], "what is repeated is negative"
     first, second = (murmurhash3_32(word, positive=True) for word in ("the", "cat"))
     assert ids[0, 1, 0, 0] == 1 + (first * 1_000_003 + second) % (BUCKETS - 1)
 
@@ -42,8 +45,8 @@ def test_empty_and_endless_texts() -> None:
     encoding = TextEncoding()
     assert encoding.encode(["", " . - ", "a b"]).eq(0).all()
     endless = encoding.encode(["word " * 200_000, "x" * 1_000_000])
-    assert endless.shape == (2, KINDS, 1, LENGTH) and (endless > 0).all() and endless.max() < BUCKETS
-    assert torch.equal(endless[0], encoding.encode(["word"])[0])
+    assert endless.shape == (2, KINDS, 1, LENGTH) and (endless[0] > 0).all() and endless.abs().max() < BUCKETS
+    assert torch.equal(endless[0, 0], encoding.encode(["word"])[0, 0].abs()) and (endless[1, :, 0, 1:] < 0).all()
     assert encoding.encode([]).shape == (0, KINDS, 1, LENGTH)
 
 
@@ -52,9 +55,10 @@ def test_what_is_no_encoding_is_refused() -> None:
         with pytest.raises(DataError, match="1 to 4096 words"):
             TextEncoding(length)
     assert preprocessing_of(TextEncoding(7).to_dict()) == TextEncoding(7)
-    for wrong in ({"kind": "text", "length": "7", "buckets": BUCKETS}, {"kind": "text", "length": 7, "buckets": 9}):
-        with pytest.raises(DataError, match="impossible preprocessing of texts"):
-            preprocessing_of(wrong)
+    with pytest.raises(DataError, match="impossible preprocessing of texts"):
+        preprocessing_of({"kind": "text", "length": "7", "buckets": BUCKETS})
+    with pytest.raises(DataError, match="hashed into 32,768 buckets by another version of nestling"):
+        preprocessing_of({"kind": "text", "length": 7, "buckets": 2**15})
     with pytest.raises(UsageError, match="expected encoded texts int32"):
         TextEncoding(7)(torch.zeros(2, 3, 8, 8))
 
@@ -73,13 +77,36 @@ def sentences(count: int = 80) -> LabelledData:
     return LabelledData(texts, taxonomy.encode([(None, "abcd"[row % 4]) for row in range(count)]), taxonomy)
 
 
-def test_words_that_tell_the_class_are_learned() -> None:
+@pytest.mark.parametrize("optimizer", [Optimizer(), Optimizer(name="sgd", lr=0.1)], ids=["adamw", "sgd"])
+def test_words_that_tell_the_class_are_learned(optimizer: Optimizer) -> None:
     """Of four classes, on 40 sentences that choose the epoch; a guess is right in a quarter of them."""
     every = sentences(200)
     data, kept = every.subset(range(160)).keep({"fine": 0.5}), every.subset(range(160, 200))
-    run = fit(Nested(epochs=(2, 12)), data, validation=kept, backbone="text:12/12", device="cpu", verbose=False)
+    run = quick(Nested(epochs=(2, 12), optimizer=optimizer), data, validation=kept, backbone="text:12/12")
     assert run.metrics["accuracy"]["fine"] >= 0.8 and run.metrics["accuracy"]["coarse"] >= 0.8
     assert isinstance(run.preprocessing, TextEncoding)
+
+
+def test_a_broken_run_on_texts_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two groups of parameters and the document frequencies; learning rates by group."""
+    data, recipe = sentences(60).keep({"fine": 0.5}), Nested(epochs=(2, 2), batch_size=16)
+    whole = quick(recipe, data, tmp_path / "whole", backbone="text:6/8")
+    watch, rates = Watch(monkeypatch), []
+
+    def watched(optimizer: torch.optim.Optimizer, lr: float) -> None:
+        set_rate(optimizer, lr)
+        own, words = (group["lr"] for group in optimizer.param_groups)
+        rates.append(words / own)
+
+    monkeypatch.setattr(engine_stage, "set_rate", watched)
+    checkpoint_every_epoch(monkeypatch)
+    watch.crash_at = 5
+    with pytest.raises(Crash):
+        quick(recipe, data, tmp_path / "broken", backbone="text:6/8")
+    broken = quick(recipe, data, tmp_path / "broken", backbone="text:6/8")
+    assert_same_weights(broken.model, whole.model)
+    assert broken.model.state_dict()["words.documents"][0] > 0
+    assert rates == pytest.approx([EPSILON] * len(rates)) and len(rates) == len(watch.taken)
 
 
 @pytest.mark.parametrize("method", ["layerwise", "robust"])

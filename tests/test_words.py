@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from nestling.data.text import BUCKETS, TextEncoding
-from nestling.engine.optim import build_optimizer
+from nestling.engine.optim import build_optimizer, set_rate
 from nestling.methods.recipe import Optimizer
 from nestling.models.build import build_model
 from nestling.models.nested import NestedModel
-from nestling.models.words import NETWORK, SCALE, WIDEST, LinearWords
+from nestling.models.words import NETWORK, SCALE, WIDEST, AlongGradient, LinearWords, is_first
 from nestling.taxonomy import Taxonomy
 
 TEXTS = ["red red red car", "blue car and red bus", "green tree", "green green grass and tree and sun"]
@@ -31,10 +33,9 @@ def counted(model: LinearWords, texts: torch.Tensor) -> LinearWords:
 
 
 def dense(model: LinearWords, texts: torch.Tensor) -> np.ndarray:
-    """TF-IDF weights by bucket (n, BUCKETS), read off the scores of a table that names one bucket after the other."""
-    words = texts[:, 0, 0].long().sort(1).values
-    first = torch.cat([torch.ones(len(words), 1, dtype=torch.bool), words[:, 1:] != words[:, :-1]], 1)
-    return torch.zeros(len(words), BUCKETS).scatter_add_(1, words, model.weights(words, first)).numpy()
+    """The weights by bucket (n, BUCKETS)."""
+    words = texts[:, 0, 0].long().clamp_min(0).sort(1).values
+    return torch.zeros(len(words), BUCKETS).scatter_add_(1, words, model.weights(words, is_first(words))).numpy()
 
 
 def test_weights_are_those_of_scikit_learn(model: LinearWords) -> None:
@@ -52,19 +53,21 @@ def test_weights_are_those_of_scikit_learn(model: LinearWords) -> None:
     assert ours[red] == pytest.approx(theirs[0][list(names).index("red")], abs=1e-6)
 
 
-def test_a_repeated_text_weighs_as_once(model: LinearWords) -> None:
+def test_repeated_and_unseen_words_do_not_count(model: LinearWords) -> None:
     counted(model, TextEncoding(7).encode(TEXTS))
-    once, twice = (dense(model, TextEncoding(length).encode(TEXTS[:1])) for length in (4, 8))
-    assert once == pytest.approx(twice, abs=1e-6)
+    once, *others = (dense(model, TextEncoding(length).encode(TEXTS[1:2])) for length in (5, 7, 8, 13))
+    assert (once > 0).sum() == 5 and all(np.array_equal(once, other) for other in others)
+    strange = dense(model, TextEncoding(8).encode([TEXTS[1] + " zebra"]))
+    assert np.array_equal(once, strange)
 
 
 def test_scores_are_linear_in_the_weights(model: LinearWords) -> None:
     texts = TextEncoding(9).encode([*TEXTS, ""])
     assert all(bool((scores == 0).all()) for scores in model(texts).values()), "not 0 before the first step"
     counted(model, texts)
-    torch.nn.init.normal_(model.table.weight)
+    torch.nn.init.normal_(model.table)
     scores = model(texts)
-    weight = (model.table.weight @ model.directions.T).detach().numpy()
+    weight = (model.table @ model.directions.T).detach().numpy()
     wanted = SCALE * dense(model, texts) @ weight
     found = torch.cat([scores["coarse"], scores["fine"]], 1).detach().numpy()
     assert found == pytest.approx(wanted, rel=1e-4, abs=1e-3) and not found[-1].any() and found[:-1].any()
@@ -77,7 +80,7 @@ def test_directions(fine: int) -> None:
     model = LinearWords({"coarse": 2, "fine": fine})
     products = model.directions @ model.directions.T
     assert torch.allclose(products.diagonal(), torch.ones(2 + fine), atol=1e-5)
-    assert model.table.weight.shape == (BUCKETS, min(2 + fine, WIDEST))
+    assert model.table.shape == (BUCKETS, min(2 + fine, WIDEST))
     if 2 + fine <= WIDEST:
         assert torch.allclose(products, torch.eye(2 + fine), atol=1e-5)
     assert model(TextEncoding(3).encode(["a word"]))["fine"].shape == (1, fine)
@@ -86,10 +89,10 @@ def test_directions(fine: int) -> None:
 def test_only_training_counts_documents(model: LinearWords) -> None:
     texts = TextEncoding(9).encode([*TEXTS, ""])
     model.eval()(texts)
-    model.table.weight.requires_grad_(False)
+    model.table.requires_grad_(False)
     model.train()(texts)
     assert not model.documents.any()
-    model.table.weight.requires_grad_(True)
+    model.table.requires_grad_(True)
     model(texts)
     car = TextEncoding(1).encode(["car"])[0, 0, 0, 0]
     assert model.documents[0] == 5 and model.documents[car] == 2 and model.documents.sum() == 5 + 14
@@ -100,14 +103,14 @@ def test_the_table_follows_its_gradient(model: LinearWords, name: str) -> None:
     """Two words whose gradients differ a hundredfold move a hundredfold apart; under Adam others move alike."""
     other = torch.nn.Linear(2, 1, bias=False)
     optimizer = build_optimizer(Optimizer(name=name, weight_decay=0), 0.1, [*other.parameters(), *model.parameters()])
-    for group in optimizer.param_groups:
-        group["lr"] = 0.1 * group.get("rate", 1.0)
+    set_rate(optimizer, 0.1)
     before = other.weight.detach().clone()
-    gradient = torch.zeros_like(model.table.weight)
-    gradient[5, 0], gradient[6, 0] = 1e-2, 1e-4
-    model.table.weight.grad, other.weight.grad = gradient, torch.tensor([[1e-2, 1e-4]])
+    gradient = torch.zeros_like(model.table)
+    gradient[5, 0], gradient[6, 0] = 1.0, 1e-2
+    model.table.grad, other.weight.grad = gradient, torch.tensor([[1.0, 1e-2]])
     optimizer.step()
-    moved = model.table.weight.detach()
+    moved = model.table.detach()
+    assert moved[5, 0] == pytest.approx(-0.1 * (0.003 if name == "sgd" else 1), rel=0.02)
     assert moved[5, 0] / moved[6, 0] == pytest.approx(100, rel=0.02) and moved[5, 0] < 0
     steps = (other.weight - before).detach()[0]
     assert steps[0] / steps[1] == pytest.approx(100 if name == "sgd" else 1, rel=0.02)
@@ -121,9 +124,13 @@ def test_scores_join_logits_and_features() -> None:
     without = model(texts)
     own = model.head["fine"](without.features["fine"][:, :-4])
     assert torch.allclose(without.logits["fine"], NETWORK * own, atol=1e-6)
-    torch.nn.init.normal_(model.words.table.weight)
+    torch.nn.init.normal_(model.words.table)
     words, found = model.words(texts), model(texts)
     for level, width in WIDTHS.items():
         assert torch.allclose(found.logits[level], without.logits[level] + words[level], rtol=1e-4, atol=1e-3)
-        assert torch.equal(found.features[level][:, -width:], words[level])
+        assert torch.equal(found.features[level][:, -width:], words[level].softmax(1))
     assert all(model.words in model.parts(level) for level in WIDTHS)
+
+
+def test_a_copy_is_moved_alike(model: LinearWords) -> None:
+    assert isinstance(copy.deepcopy(model).table, AlongGradient)

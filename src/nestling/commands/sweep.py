@@ -132,7 +132,8 @@ class Search:
                 trial.set_user_attr("token", folder.kept("token"))
                 number, values = trial.number, trial.params
             most = min(trials, len(self.grid)) if self.grid else trials
-            say(f"--- trial {done + 1} of {most}: {', '.join(f'{name} {v:.4g}' for name, v in values.items())}")
+            said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            say(f"--- trial {done + 1} of {most} (number {number}): {said}")
             try:
                 study.tell(number, self.score(number, values), skip_if_finished=True)
             except DivergedError as error:

@@ -38,7 +38,8 @@ class TextEncoding:
     """``encoding.encode(texts) -> int32 (n, 2, 1, length)``; the counterpart of ``Preprocessing``.
 
     Words are scikit-learn's: lower case, two letters or digits at least. A text of fewer than ``length`` words is
-    repeated to the end, so that means over positions are means over its own words; one without any is all 0.
+    repeated to the end, so that means over positions are means over its own words; what is repeated is negative. A text
+    without any word is all 0.
     """
 
     length: int = LENGTH
@@ -70,6 +71,7 @@ class TextEncoding:
                 ids = np.resize(np.array([hashed(token) for token in tokens], dtype=np.int64), self.length)
                 found[row, 0, 0] = 1 + ids % (BUCKETS - 1)
                 found[row, 1, 0] = 1 + (ids * 1_000_003 + np.roll(ids, -1)) % (BUCKETS - 1)
+                found[row, :, 0, len(tokens) :] *= -1
         return torch.from_numpy(found)
 
     def __call__(self, encoded: Tensor) -> Tensor:
@@ -95,8 +97,13 @@ class TextEncoding:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TextEncoding:
         """From ``to_dict``; ``DataError`` on anything else."""
-        if type(values.get("length")) is not int or values.get("buckets") != BUCKETS:
+        if type(values.get("length")) is not int or type(values.get("buckets")) is not int:
             raise DataError(f"impossible preprocessing of texts: expected a length and {BUCKETS} buckets, got {values}")
+        if values["buckets"] != BUCKETS:
+            raise DataError(
+                f"its texts were hashed into {values['buckets']:,} buckets by another version of nestling, and this "
+                f"one has {BUCKETS:,}: train again"
+            )
         return cls(values["length"])
 
 

@@ -10,23 +10,31 @@ import torch
 from torch import nn
 
 from nestling.methods.recipe import Optimizer
+from nestling.models.words import AlongGradient
 
-ALONG_GRADIENT: dict[str, dict[str, float]] = {"adam": {"eps": 1.0}, "adamw": {"eps": 1.0}, "sgd": {"rate": 0.01}}
-"""What tables of words are moved by, for each optimiser. Adam would divide a rare word's gradient by its own size, so
-that the rarest words, which tell least, would move furthest; an epsilon far above all gradients makes its step that of
-SGD. SGD's own rates are so much higher, and are scaled to match."""
+EPSILON = 100.0
+"""Of Adam, for tables of words: far above their gradients."""
+SGD_SHARE = 0.03
+"""Of the rate of SGD, which is as much higher than Adam's, for tables of words; momentum aside."""
 
 
 def build_optimizer(settings: Optimizer, lr: float, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """A fresh optimiser; a fused kernel where there is one, since small networks are bound by the calls.
 
-    Tables of words, marked by ``models.words.follow_gradient``, are a group of their own (``ALONG_GRADIENT``).
+    ``models.words.AlongGradient``, tables of words, are a group of their own, whose ``rate`` is a factor on the
+    learning rate. Adam would divide a rare word's gradient by its own size, so that the rarest words, which tell least,
+    would move furthest; with an epsilon far above all gradients its step is their mean's multiple, as SGD's is.
     """
     groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
     for parameter in parameters:
-        groups[hasattr(parameter, "follows_gradient")].append(parameter)
-    given: list[dict[str, Any]] = [{"params": groups[0]}, {"params": groups[1], **ALONG_GRADIENT[settings.name]}]
-    given = [group for group in given if group["params"]]
+        groups[isinstance(parameter, AlongGradient)].append(parameter)
+    along: dict[str, float] = {"rate": EPSILON, "eps": EPSILON}
+    if settings.name == "sgd":
+        along = {"rate": SGD_SHARE * (1 - settings.momentum)}
+    elif settings.name == "adamw":
+        along["weight_decay"] = settings.weight_decay / EPSILON
+    both: list[dict[str, Any]] = [{"params": groups[0]}, {"params": groups[1], **along}]
+    given = [group for group in both if group["params"]]
     fused = given[0]["params"][0].device.type in ("cpu", "cuda")
     if settings.name == "sgd":
         return torch.optim.SGD(
@@ -34,6 +42,12 @@ def build_optimizer(settings: Optimizer, lr: float, parameters: Iterable[nn.Para
         )
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(given, lr=lr, weight_decay=settings.weight_decay, fused=fused)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of the next step, times each group's own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("rate", 1.0)
 
 
 def rate(settings: Optimizer, progress: float, history: list[float]) -> float:

@@ -18,7 +18,7 @@ from nestling.data.batch import Batch
 from nestling.data.loader import DeviceData, RowOrder
 from nestling.engine.features import Features, keep_features
 from nestling.engine.keep import StageState
-from nestling.engine.optim import begins_anew, rate
+from nestling.engine.optim import begins_anew, rate, set_rate
 from nestling.engine.select import Judge
 from nestling.engine.step import (
     StepModule,
@@ -216,8 +216,7 @@ class StageRun(StageState):
         lr = stage.lr * rate(stage.optimizer, progress, state.losses)
         if begins_anew(stage.optimizer, state.epoch * order.steps + state.step, stage.epochs * order.steps):
             self.optimizer.state.clear()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("rate", 1.0)
+        set_rate(self.optimizer, lr)
         loss, terms = self.within_memory(module, batch, progress, len(every))
         if not self.checked:
             check_gradients(stage, self.trained)

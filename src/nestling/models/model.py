@@ -20,7 +20,7 @@ class Outputs:
     logits: dict[str, Tensor]
     """(b, width) each."""
     features: dict[str, Tensor]
-    """(b, d) each: the bottleneck that enters the last linear layer."""
+    """(b, d) each: the bottleneck that enters the last linear layer; behind it, of texts, what the words say."""
     embedding: Tensor
     """(b, D): the pooled last map of the backbone, which search compares."""
 

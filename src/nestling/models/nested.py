@@ -2,7 +2,8 @@
 
 The coarsest level is read from the deepest, narrowest map. Every finer level upsamples the map of the level before,
 joins a skip from an earlier map of the backbone, and has its own low-dimensional bottleneck and linear head (Section
-2.1): without the skips X -> f_i -> f_{i+1} is a Markov chain, and a finer bottleneck cannot know more than a coarser.
+2.1): without the skips X -> f_i -> f_{i+1} is a Markov chain, and a finer bottleneck cannot know more than a coarser;
+not so of texts, whose words enter every bottleneck.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class NestedModel(Model):
     Parameters
     ----------
     backbone: follows the stage protocol of ``models.backbones``. Of texts a linear model of the words stands beside it,
-        whose scores are added to the logits and join the features.
+        whose scores are added to the logits; their softmax joins the features.
     taxonomy: its levels are the outputs, coarse to fine.
     config: how to build this model again.
     heads: the levels that have a head; by default all. The end-to-end twin and the flat baselines are this same
@@ -121,7 +122,8 @@ class NestedModel(Model):
                 logits[level] = self.head[level](features[level])
                 if self.words is not None:
                     logits[level] = NETWORK * logits[level] + linear[level]
-                    features[level] = torch.cat([features[level], linear[level].to(features[level].dtype)], 1)
+                    shares = linear[level].softmax(1).to(features[level].dtype)
+                    features[level] = torch.cat([features[level], shares], 1)
             if level == until:
                 break
         return Outputs(logits, features, embedding)

@@ -13,7 +13,7 @@ from nestling.data.text import KINDS
 
 PREFIX = "text:"
 HASHES = 2**15
-"""Embeddings of each kind, which several of the encoding's buckets share."""
+"""Embeddings of each kind, each of which several of the encoding's buckets share; 0 stands for nothing here, too."""
 KERNELS = (1, 3, 5)
 """Words that the convolutions of a stage see at once, side by side."""
 
@@ -31,7 +31,7 @@ class TextBackbone(nn.Module):
     def __init__(self, widths: list[int], norm: str = "batch", dropout: float = 0.0) -> None:
         super().__init__()
         self.channels = tuple(widths)
-        self.embeddings = nn.ModuleList(nn.Embedding(HASHES, widths[0]) for _ in range(KINDS))
+        self.embeddings = nn.ModuleList(nn.Embedding(HASHES, widths[0], padding_idx=0) for _ in range(KINDS))
         for embedding in self.embeddings:
             nn.init.normal_(embedding.weight, std=widths[0] ** -0.5)  # type: ignore[arg-type]
         self.dropout = nn.Dropout(dropout)
@@ -43,13 +43,20 @@ class TextBackbone(nn.Module):
         self.pool = nn.MaxPool2d((1, 2), ceil_mode=True)
 
     def forward(self, texts: Tensor) -> list[Tensor]:
-        found = sum(embedding(texts[:, kind, 0].long() % HASHES) for kind, embedding in enumerate(self.embeddings))
+        folded = fold(texts)
+        found = sum(embedding(folded[:, kind, 0]) for kind, embedding in enumerate(self.embeddings))
         assert isinstance(found, Tensor)
         current, maps = found.transpose(1, 2).unsqueeze(2), []
         for number, stage in enumerate(self.stages):
             current = stage(self.dropout(self.pool(current) if number else current))
             maps.append(current)
         return maps
+
+
+def fold(texts: Tensor) -> Tensor:
+    """Buckets, also of repeated words, to 0 to HASHES - 1, int64; 0 alone stays 0."""
+    texts = texts.long().abs()
+    return torch.where(texts > 0, 1 + (texts - 1) % (HASHES - 1), 0)
 
 
 class SideBySide(nn.Module):

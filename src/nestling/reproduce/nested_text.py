@@ -80,8 +80,8 @@ TEXT = Table(
     name="nested-text",
     paper="beyond Nested Learning for Multi-Level Classification",
     about="newsgroups20 with coarse labels for all rows and fine ones for 10 %: nested learning on hashed words and "
-    "pairs of words, beside one logistic regression on TF-IDF per level (scikit-learn, C = 10), combined by Equation "
-    "2, which trains on the same labels, validation rows' included.",
+    "pairs of words with a linear model of TF-IDF in it, beside one logistic regression on TF-IDF per level "
+    "(scikit-learn, C = 10), combined by Equation 2, which trains on the same labels, validation rows' included.",
     trials=trials,
     floor=Floor(row=MARGINAL, column=accuracy("fine"), least=0.4),
     claims=[
