@@ -69,7 +69,7 @@ class LinearWords(nn.Module):
     @torch.no_grad()
     def count(self, words: Tensor, first: Tensor) -> None:
         """Document frequencies, from the batches that are trained on, as batch norm has its means."""
-        found = torch.zeros_like(self.documents).index_add_(0, words[first], torch.ones_like(words[first]))
+        found = torch.zeros_like(self.documents).index_add_(0, words.flatten(), first.flatten().long())
         found[0] = len(words)
         self.documents += collective.all_sum(found)
 
