@@ -69,7 +69,7 @@ def explain(fit: TemperatureFit, rows: int) -> str:
     if fit.nll_before is None:
         return "confidences stay as they are: no validation row is labelled"
     if fit.temperature == 1:
-        return f"confidences stay as they are: {fit.reason.removeprefix('T = 1: ')}"
+        return f"confidences stay as they are, by {rows} validation rows: {fit.reason.removeprefix('T = 1: ')}"
     way = "lowers" if fit.temperature > 1 else "raises"
     before, after = (100 * (error or 0) for error in (fit.ece_before, fit.ece_after))
     return (
