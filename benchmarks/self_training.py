@@ -51,7 +51,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "hard, averaged": {"self_training": 1.0, "certain": 0.8, "averaged": True},
     "surer, averaged": {"self_training": 1.0, "certain": 0.95, "averaged": True},
     "soft, averaged": {"self_training": 1.0, "averaged": True},
-    "instances": {"instances": 0.1},
+    "instances": {"weight": 0.1},
 }
 TEMPERATURE, QUEUE, MOMENTUM = 0.2, 2048, 0.99
 """Of the instance term."""
@@ -95,26 +95,20 @@ class FlatInstances(WithInstances, FlatMarginal):
     weight: float = 0.0
 
 
-def nested(added: Mapping[str, Any], **fields: Any) -> Recipe:
-    """Nested learning with what is added."""
-    if "instances" in added:
-        return NestedInstances(**STEPS, **fields, weight=added["instances"])
-    return Nested(**STEPS, **fields, **added)
+INSTANCES: dict[type[Recipe], type[Recipe]] = {Nested: NestedInstances, FlatMarginal: FlatInstances}
 
 
-def flat(added: Mapping[str, Any], **fields: Any) -> Recipe:
-    """The flat softmax with the same."""
-    if "instances" in added:
-        return FlatInstances(**STEPS, **fields, weight=added["instances"])
-    return FlatMarginal(**STEPS, **fields, **added)
+def recipe(kind: type[Recipe], added: Mapping[str, Any], **fields: Any) -> Recipe:
+    """A network's recipe, with what is added."""
+    return (INSTANCES[kind] if "weight" in added else kind)(**STEPS, **fields, **added)
 
 
 def candidates() -> dict[str, Recipe]:
     """By name: the network, and what is added to it."""
     networks: dict[str, Any] = {
-        "cascade": lambda added: nested(added, epochs=(7, 8, 25)),
-        "joint": lambda added: nested(added, epochs=40, cascade=False),
-        "flat": lambda added: flat(added, epochs=40),
+        "cascade": lambda added: recipe(Nested, added, epochs=(7, 8, 25)),
+        "joint": lambda added: recipe(Nested, added, epochs=40, cascade=False),
+        "flat": lambda added: recipe(FlatMarginal, added, epochs=40),
     }
     return {f"{network}: {extra}": make(added) for network, make in networks.items() for extra, added in ADDED.items()}
 
@@ -139,10 +133,10 @@ def carry_out(source: str, fine: float, name: str, seed: int) -> None:
     if place.exists():
         return
     train, held = rows(source, fine, seed)
-    recipe = candidates()[name]
+    made = candidates()[name]
     if name.startswith("cascade") and len(train.taxonomy.levels) == 2:
-        recipe = replace(recipe, epochs=(10, 30))
-    run = fit(recipe, train, seed=seed, verbose=False)
+        made = replace(made, epochs=(10, 30))
+    run = fit(made, train, seed=seed, verbose=False)
     outputs = outputs_of(run.model, run.preprocessing, held, Runtime.choose("cpu", "fp32"), [TURBULENCE])
     scored, finest = measure(run.model, outputs, held), held.taxonomy.levels[-1]
     right = scored.correct(held, finest)
