@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from record import write_result
 
 from nestling.commands.finish import default_distortions, score
 from nestling.commands.jobs import Job, run_jobs
@@ -28,7 +29,6 @@ from nestling.engine.run import Run
 from nestling.engine.runtime import Runtime
 from nestling.evaluate.compare import excess, gap
 from nestling.evaluate.measure import CLEAN, outputs_of
-from nestling.files import write_json
 from nestling.methods import EndToEnd, FlatMarginal, Nested, Optimizer, Recipe
 from nestling.objectives.calibration import negative_log_likelihood
 from nestling.provenance import commit, hardware, versions
@@ -162,21 +162,9 @@ def scores(what: str, setting: str, name: str, recipe: Recipe, seeds: list[int])
 
 def write_table(name: str, command: str, seeds: list[int], table: list[dict], began: float) -> None:
     """results/NAME.json, as ``publish`` reads it; ``began`` by ``time.monotonic()``."""
-    write_json(
-        f"results/{name}.json",
-        {
-            "name": name,
-            "scale": "small",
-            "seeds": seeds,
-            "table": table,
-            "claims": [],
-            "command": command,
-            "commit": commit(),
-            "hardware": hardware(),
-            "versions": versions(),
-            "seconds": round(time.monotonic() - began, 1),
-        },
-    )
+    seconds = round(time.monotonic() - began, 1)
+    made = {"commit": commit(), "hardware": hardware(), "versions": versions(), "seconds": seconds}
+    write_result(name, seeds, table, [], command, made)
 
 
 def main(what: str) -> None:

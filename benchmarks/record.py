@@ -49,18 +49,15 @@ def main(run: str, name: str, command: str) -> None:
     methods = {metrics["method"]: metrics, **metrics.get("methods", {})}
     kept = {key: metrics[key] for key in ("commit", "hardware", "versions", "seconds")}
     table = [row for method, entry in methods.items() for row in rows(method, entry, len(seeds))]
-    write_json(
-        f"results/{name}.json",
-        {
-            "name": name,
-            "scale": "small",
-            "seeds": seeds,
-            "table": table,
-            "claims": claims(metrics, len(seeds)),
-            "command": command,
-            **kept,
-        },
-    )
+    write_result(name, seeds, table, claims(metrics, len(seeds)), command, kept)
+
+
+def write_result(
+    name: str, seeds: list[int], table: list[dict], claims: list[dict], command: str, made: dict[str, Any]
+) -> None:
+    """results/NAME.json, as ``publish`` reads it; ``made``: commit, hardware, versions and seconds."""
+    found = {"name": name, "scale": "small", "seeds": seeds, "table": table, "claims": claims, "command": command}
+    write_json(f"results/{name}.json", found | made)
 
 
 if __name__ == "__main__":

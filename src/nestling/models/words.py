@@ -19,7 +19,7 @@ from nestling.data.text import BUCKETS
 WIDEST = 64
 """Numbers that are learned of each word: as many as there are classes, and no more than these."""
 SCALE = 300.0
-"""Of the scores: how far one step of the optimiser moves them. Half and nearly twice as much are level on validation rows."""
+"""Of the scores: how far one step of the optimiser moves them. Half and 1.7 times are level on validation rows."""
 NETWORK = 0.1
 """What the network's own scores count in the sum. At 1 it fits a few texts by their rare words before the linear model
 has learned from them."""
