@@ -17,6 +17,7 @@ TITLES = {
     "mnist": "MNIST with 5 % fine labels",
     "demo-choice": "How the demo's settings were chosen",
     "defaults-choice": "How nested learning's defaults were chosen",
+    "self-training-screen": "A nested network that flat + marginal does not beat: what was tried first",
     "self-training-choice": "Guesses inside the known class, and averaged weights",
 }
 TEXTS = {

@@ -1,12 +1,14 @@
-"""Look for a nested network that flat + marginal does not beat: ``python benchmarks/self_training.py [SEEDS]``.
+"""Look for a nested network that flat + marginal does not beat: ``python benchmarks/self_training.py screen|final``.
 
-Every candidate is a network (nested in cascade, nested jointly, one flat softmax) and what is added to it (guesses of
-a slow copy inside the known class, as hard labels or with their doubts, averaged weights, coins' instance term on the
-rows without a fine label), each added to all three. Equal rows, labels,
-steps and rate; mnist and fashion_mnist at 14 x 14 pixels and cifar100 at 16 x 16, with 2 % and 10 % of fine labels,
-scored on training rows that were held out. Test rows are never read. Needs NESTLING_DATA.
+Every candidate is a network (nested in cascade, nested jointly, one flat softmax) and what is added to it (averaged
+weights, guesses of a slow copy inside the known class, as hard labels or with their doubts, coins' instance term on the
+rows without a fine label), each added to all three. Equal rows, labels, steps and rate; mnist and fashion_mnist at
+14 x 14 pixels and cifar100 at 16 x 16, scored on training rows that were held out. Test rows are never read.
 
-Every training is kept in runs/choose and read back. Writes results/self-training-choice.json.
+screen     everything, 2 % of fine labels, one seed: results/self-training-screen.json
+final      nothing and what the screen left, 2 % and 10 %, three seeds: results/self-training-choice.json
+
+Every training is kept in runs/choose and read back. Needs NESTLING_DATA.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +46,20 @@ from nestling.objectives.momentum import MomentumContrast
 from nestling.objectives.terms import Objective
 
 RUNS = Path("runs/choose/self-training")
-SETTINGS = tuple((source, fine) for source in ("mnist", "fashion_mnist", "cifar100") for fine in (0.02, 0.1))
+SOURCES = ("mnist", "fashion_mnist", "cifar100")
 STEPS = {"steps_per_epoch": 20, "batch_size": 64, "patience": None, "optimizer": Optimizer(lr=3e-3)}
 ADDED: dict[str, dict[str, Any]] = {
     "nothing": {},
+    "averaged": {"averaged": True},
     "hard": {"self_training": 1.0, "certain": 0.8},
     "hard, averaged": {"self_training": 1.0, "certain": 0.8, "averaged": True},
     "surer, averaged": {"self_training": 1.0, "certain": 0.95, "averaged": True},
     "soft, averaged": {"self_training": 1.0, "averaged": True},
     "instances": {"weight": 0.1},
 }
+FINAL = ("nothing", "hard, averaged")
+"""What the screen left."""
+
 TEMPERATURE, QUEUE, MOMENTUM = 0.2, 2048, 0.99
 """Of the instance term."""
 
@@ -103,10 +110,10 @@ def recipe(kind: type[Recipe], added: Mapping[str, Any], **fields: Any) -> Recip
     return (INSTANCES[kind] if "weight" in added else kind)(**STEPS, **fields, **added)
 
 
-def candidates() -> dict[str, Recipe]:
-    """By name: the network, and what is added to it."""
+def candidates(levels: int) -> dict[str, Recipe]:
+    """By name: the network, and what is added to it. The cascade's epochs are shared out as its default does."""
     networks: dict[str, Any] = {
-        "cascade": lambda added: recipe(Nested, added, epochs=(7, 8, 25)),
+        "cascade": lambda added: recipe(Nested, added, epochs=(2,) * (levels - 1) + (42 - 2 * levels,)),
         "joint": lambda added: recipe(Nested, added, epochs=40, cascade=False),
         "flat": lambda added: recipe(FlatMarginal, added, epochs=40),
     }
@@ -133,10 +140,7 @@ def carry_out(source: str, fine: float, name: str, seed: int) -> None:
     if place.exists():
         return
     train, held = rows(source, fine, seed)
-    made = candidates()[name]
-    if name.startswith("cascade") and len(train.taxonomy.levels) == 2:
-        made = replace(made, epochs=(10, 30))
-    run = fit(made, train, seed=seed, verbose=False)
+    run = fit(candidates(len(train.taxonomy.levels))[name], train, seed=seed, verbose=False)
     outputs = outputs_of(run.model, run.preprocessing, held, Runtime.choose("cpu", "fp32"), [TURBULENCE])
     scored, finest = measure(run.model, outputs, held), held.taxonomy.levels[-1]
     right = scored.correct(held, finest)
@@ -156,43 +160,57 @@ def record(source: str, fine: float, name: str, seed: int) -> Path:
     return RUNS / f"{source}-{fine}" / f"{name}-{seed}.json".replace(" ", "_").replace(":", "")
 
 
-def main(seeds: list[int], sources: list[str]) -> None:
+def cells(row: str, each: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table's cells of a candidate's figures."""
+    return [
+        {
+            "row": row,
+            "column": column,
+            "mean": float(np.mean([one[column] for one in each])),
+            "std": float(np.std([one[column] for one in each], ddof=1)) if len(each) > 1 else None,
+        }
+        for column in FIGURES
+    ]
+
+
+def over(row: str, name: str, right: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """A candidate's fine accuracy above the flat network's with the same addition, and above its own with none."""
+    network, added = name.split(": ")
+    for rival, column in ((f"flat: {added}", "fine, over flat"), (f"{network}: nothing", "fine, over nothing added")):
+        if rival != name:
+            mean, low, high = paired_interval(right[name], right[rival])
+            print(f"{row} | over {rival}: {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", flush=True)
+            yield {"row": row, "column": column, "mean": mean, "interval": [low, high]}
+
+
+def main(what: str, seeds: list[int], shares: tuple[float, ...], extras: tuple[str, ...]) -> None:
     """Train every candidate that is not trained yet, and write the table."""
     began = time.monotonic()
-    settings = [setting for setting in SETTINGS if setting[0] in sources]
+    names = [f"{network}: {extra}" for network in ("cascade", "joint", "flat") for extra in extras]
+    settings = list(product(SOURCES, shares))
     run_jobs(
         [
             Job(f"{source} {fine} {name} {seed}", carry_out, (source, fine, name, seed))
-            for seed in seeds
-            for source, fine in settings
-            for name in candidates()
+            for (source, fine), seed, name in product(settings, seeds, names)
         ]
     )
-    table = []
+    table, everywhere = [], {name: [] for name in names}
     for source, fine in settings:
-        found = {
-            name: [json.loads(record(source, fine, name, seed).read_text()) for seed in seeds] for name in candidates()
-        }
-        right = {
-            name: np.stack([np.frombuffer(one["right"].encode(), np.uint8) - 48.0 for one in each])
-            for name, each in found.items()
-        }
+        found = {name: [json.loads(record(source, fine, name, seed).read_text()) for seed in seeds] for name in names}
+        right = {name: np.array([[int(bit) for bit in one["right"]] for one in found[name]], float) for name in names}
         for name, each in found.items():
-            row = f"{source}, {fine:.0%} fine | {name}"
-            for column in FIGURES:
-                values = [one[column] for one in each]
-                std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-                table.append({"row": row, "column": column, "mean": float(np.mean(values)), "std": std})
-            rival = f"flat: {name.split(': ')[1]}"
-            mean, low, high = paired_interval(right[name], right[rival])
-            table.append({"row": row, "column": "fine, over flat", "mean": mean, "interval": [low, high]})
-            print(
-                row, "|", ", ".join(f"{c} {np.mean([one[c] for one in each]):.3f}" for c in FIGURES),
-                f"| over {rival}: {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", flush=True,
-            )  # fmt: skip
-    command = f"python benchmarks/self_training.py {len(seeds)} {' '.join(sources)}"
-    write_table("self-training-choice", command, seeds, table, began)
+            line = f"{source}, {fine:.0%} fine | {name}"
+            print(line, "|", ", ".join(f"{c} {np.mean([one[c] for one in each]):.3f}" for c in FIGURES), flush=True)
+            table += [*cells(line, each), *over(line, name, right)]
+            everywhere[name].append(right[name])
+    together = {name: np.concatenate(each, axis=1) for name, each in everywhere.items()}
+    for name in names:
+        table += over(f"all settings | {name}", name, together)
+    write_table(f"self-training-{what}", f"python benchmarks/self_training.py {sys.argv[1]}", seeds, table, began)
 
 
 if __name__ == "__main__":
-    main(list(range(int(sys.argv[1]))), sys.argv[2:] or ["mnist", "fashion_mnist", "cifar100"])
+    {
+        "screen": lambda: main("screen", [0], (0.02,), tuple(ADDED)),
+        "final": lambda: main("choice", [0, 1, 2], (0.02, 0.1), FINAL),
+    }[sys.argv[1]]()

@@ -131,6 +131,7 @@ def test_the_page_marks_right_and_wrong(place: Path, index: Path, tmp_path: Path
     # Of the query's three pictures of one class all are found; nothing is known of the copy.
     assert text.count('class="right"') == 3 and text.count('class="wrong"') == 27
     assert text.count("data:image/png") == 62 and "<i>copy" not in text and "&lt;i&gt;copy" in text
+    assert text.count(".png</span></figcaption>") == 61, "names stand below classes, where these are known"
 
 
 def test_a_folder_without_classes_is_a_gallery(place: Path, tmp_path: Path) -> None:

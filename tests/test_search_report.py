@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from nestling.report import Content, render, render_card, retrieval
+from nestling.report import Content, render, render_card, retrieval, summary
 from nestling.taxonomy import Taxonomy
 
 TREE = Taxonomy.from_paths(["a/1", "a/2", "b/3"])
@@ -90,3 +90,11 @@ def test_search_in_the_card(level: str) -> None:
     assert lines[2] == "| Level | Recall@1 | Recall@2 | Recall@4 | Recall@8 |"
     assert lines[4].endswith("| 63.4 | 70.0 | 80.0 | 90.0 |") and "<i>" not in card
     assert "mAP@R 50.0 %" in card and card.index("## Results") < card.index("## Search") < card.index("## Calibration")
+    assert "Features to search by" in card and "at the level it learned from: coarse" in card
+    assert "predictor.embed(" in card and "nestling search" in card and "predictor.predict(" not in card
+    assert '"image-retrieval"' in card and "A classifier" not in card
+
+
+def test_search_leads_the_report() -> None:
+    found = summary.headline(content())
+    assert found.outcome == "alone" and "Recall@1 63.4 % at fine" in found.text and "90.0 % accuracy" in found.text

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestling.commands.notes import unteachable
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
@@ -141,3 +142,11 @@ def test_impossible_settings(field: dict[str, float]) -> None:
     for method in (Nested, FlatMarginal):
         with pytest.raises(UsageError, match=next(iter(field))):
             method(**field)  # type: ignore[arg-type]
+
+
+def test_a_full_set_of_labels_leaves_nothing_to_teach() -> None:
+    data = rows()
+    full = data.subset(np.flatnonzero(data.finest_known() == 2))
+    taught = Nested(self_training=1.0)
+    assert len(full) and "no effect" in unteachable(taught, full)[0]
+    assert not unteachable(taught, data) and not unteachable(Nested(), data)

@@ -18,7 +18,7 @@ from nestling.commands.choose import Choice, keep_to
 from nestling.commands.figures import figure_lines
 from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.init import begin
-from nestling.commands.notes import idle_lines, notes_of, unweighted
+from nestling.commands.notes import idle_lines, notes_of, unteachable, unweighted
 from nestling.commands.rivals import RATE, best_rate, rivals
 from nestling.commands.train import say
 from nestling.commands.words import program, score_lines
@@ -95,6 +95,7 @@ class Pipeline:
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
         notes = notes_of(train, validation, test)
+        notes += unteachable(self.recipe, train)
         notes += unweighted(train, self.recipe.concepts_at(train))
         if self.options.get("init"):
             notes.append(

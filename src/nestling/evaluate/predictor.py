@@ -146,9 +146,9 @@ class Predictor:
         if isinstance(self.preprocessing, TextEncoding):
             return self.preprocessing.encode([_text(item, row) for row, item in enumerate(inputs)])
         if isinstance(inputs, np.ndarray) and (inputs.ndim not in (3, 4) or inputs.dtype != np.uint8):
+            mend = "put a single picture in a list" if inputs.dtype == np.uint8 else "pixels are 0 to 255"
             raise UsageError(
-                f"expected a uint8 array (n, h, w) or (n, h, w, channels), got {inputs.dtype} {inputs.shape}: "
-                "put a single picture in a list"
+                f"expected a uint8 array (n, h, w) or (n, h, w, channels), got {inputs.dtype} {inputs.shape}: {mend}"
             )
         if isinstance(inputs, torch.Tensor):
             if inputs.ndim != 4 or inputs.dtype != torch.uint8:

@@ -70,9 +70,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], names: int) -> 
     return [f"| {' | '.join(row)} |" for row in (header, rule, *rows)]
 
 
-def _front_matter(method: str, licence: str | None) -> list[str]:
+def _front_matter(method: str, licence: str | None, searches: bool) -> list[str]:
     # JSON strings are YAML strings: nothing that stands in a name can end one.
-    tags = ["nestling", "hierarchical-classification", "coarse-labels", "calibration", plain(method)]
+    task = ("image-retrieval", "metric-learning") if searches else ("hierarchical-classification", "calibration")
+    tags = ["nestling", *task, "coarse-labels", plain(method)]
     lines = ["---", "library_name: nestling"]
     lines += [f"license: {json.dumps(plain(licence))}"] if licence else []
     return [*lines, "tags:", *(f"- {json.dumps(tag)}" for tag in dict.fromkeys(tags)), "---", ""]
@@ -189,6 +190,32 @@ def _limitations(content: Content) -> list[str]:
     return ["## Limitations", "", *lines, CLOSED_WORLD, ""]
 
 
+def _purpose(content: Content, searches: bool) -> str:
+    """What the model is for, in a sentence or two."""
+    if not searches:
+        levels = ", ".join(md(level) for level in content.taxonomy.levels)
+        return f"A classifier that answers at the deepest level it is confident of: {levels}."
+    answered = ", ".join(md(level) for level in summary.level_names(content))
+    also = f" It also classifies at the level it learned from: {answered}." if answered else ""
+    return f"Features to search by: pictures of one class lie near each other, also at levels without labels.{also}"
+
+
+def _usage(example: str, searches: bool) -> list[str]:
+    """How to call it, from Python and from a shell."""
+    given, typed = json.dumps(plain(example)), shlex.quote(plain(example))
+    if searches:
+        calls = [f"features = predictor.embed([{given}])  # compare their directions: cosine similarity"]
+        command = f"nestling search path/to/this/folder {typed} --gallery path/to/pictures/ --html found.html"
+    else:
+        calls = [
+            f"for row in predictor.predict([{given}]):",
+            '    print(row["path"], row["confidence"], row["answer"])',
+        ]
+        command = f"nestling predict path/to/this/folder {typed} --json -"
+    opened = ["import nestling", "", 'predictor = nestling.from_pretrained("path/to/this/folder")', *calls]
+    return ["## How to use it", "", "```python", *opened, "```", "", "```sh", command, "```", ""]
+
+
 def render_card(
     name: str,
     taxonomy: Taxonomy,
@@ -218,30 +245,16 @@ def render_card(
     measured = _retrieval(content)
     if metrics.get("levels"):
         measured = [*_results(content), *measured, *_calibration(content), *_limitations(content)]
-    levels, headline = ", ".join(md(level) for level in taxonomy.levels), summary.headline(content)
+    searches, headline = bool(metrics.get("retrieval")), summary.headline(content)
     lines = [
-        *_front_matter(method, licence),
+        *_front_matter(method, licence, searches),
         f"# {md(name)}",
         "",
-        f"A classifier that answers at the deepest level it is confident of: {levels}. "
-        f"Trained by the method *{md(method)}* of the library nestling.",
+        f"{_purpose(content, searches)} Trained by the method *{md(method)}* of the library nestling.",
         "",
         *([f"**{md(headline.badge)}.** {md(headline.text, 500)}", ""] if metrics.get("levels") else []),
         *([md(metrics["verdict"], 2000), ""] if metrics.get("verdict") else []),
-        "## How to use it",
-        "",
-        "```python",
-        "import nestling",
-        "",
-        'predictor = nestling.from_pretrained("path/to/this/folder")',
-        f"for row in predictor.predict([{json.dumps(plain(example))}]):",
-        '    print(row["path"], row["confidence"], row["answer"])',
-        "```",
-        "",
-        "```sh",
-        f"nestling predict path/to/this/folder {shlex.quote(plain(example))} --json -",
-        "```",
-        "",
+        *_usage(example, searches),
         *_classes(taxonomy),
         "## Training data and label budget",
         "",

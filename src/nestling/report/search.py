@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import PurePath
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -28,6 +29,11 @@ class Picture:
     def uri(self) -> str:
         """The picture in the page itself, empty without one."""
         return "" if self.image is None else png_uri(self.image)[0]
+
+    @property
+    def name(self) -> str:
+        """The item without its folders, which the page shows where the pointer rests."""
+        return PurePath(self.item).name or self.item
 
 
 @dataclass(frozen=True, eq=False)

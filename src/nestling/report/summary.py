@@ -180,6 +180,10 @@ def headline(content: Content) -> Headline:
     rivals = {m: number(at_level(e, finest), "accuracy") for m, e in entries.items() if not is_variant(m, main)}
     rivals = {m: accuracy for m, accuracy in rivals.items() if np.isfinite(accuracy)}
     if not rivals:
+        if recalls := content.metrics.get("retrieval"):
+            level, shares = list(recalls.items())[-1]
+            found = f"Recall@1 {100 * shares['1']:.1f} % at {level}, by search; {what}, by its classifier"
+            return Headline("alone", "No comparison", f"{main}: {found}. No baseline was run beside it.")
         return Headline("alone", "No comparison", f"{main}: {what}. No baseline was run beside it.")
     intervals = {c["baseline"]: c for c in clean_comparisons(content, "accuracy") if c.get("level") == finest}
     verdicts, gaps = {}, {}
