@@ -26,6 +26,7 @@ def test_lines_of_each_set_have_a_panel() -> None:
     rows = ["mnist: a", "mnist: b", "digits: a", "digits: b"]
     result = {"table": [entry(row, column) for row in rows for column in ("R@1", "error epsilon 1", "error epsilon 2")]}
     assert list(panels_of(result)) == [("R@1", None), ("mnist: error", "epsilon"), ("digits: error", "epsilon")]
+    assert list(panels_of(result, "^R@")) == [("R@1", None)]
 
 
 def test_points_stand_by_set() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from textwrap import fill
 from typing import Any
@@ -16,7 +17,7 @@ from nestling.reproduce.table import Table, on_axis
 
 PANEL, GAP, HEIGHT = 2.65, 0.6, 2.2
 MOST_TICKS = 10
-LETTERS = 44
+LETTERS = 40
 """Of a title on one line."""
 SPREAD = 100
 """Times the least place, from which on an axis is logarithmic."""
@@ -36,14 +37,17 @@ def named(row: str, sets: tuple[str, ...]) -> str:
     return row.partition(": ")[2] if sets else row
 
 
-def panels_of(result: dict[str, Any]) -> dict[tuple[str, str | None], list[Entry]]:
+def panels_of(result: dict[str, Any], drawn: str = "") -> dict[tuple[str, str | None], list[Entry]]:
     """Entries by panel: (title, axis); of several sets a panel of lines each.
 
-    A number that one row of several has compares nothing, and has no panel.
+    A number that one row of several has compares nothing, and has no panel; nor has a column without the pattern
+    ``drawn``.
     """
     sets = sets_of(entry["row"] for entry in result["table"])
     found: dict[tuple[str, str | None], list[Entry]] = {}
     for entry in result["table"]:
+        if re.search(drawn, entry["column"]) is None:
+            continue
         known = on_axis(entry["column"])
         title = f"{entry['row'].partition(': ')[0]}: " if known and sets else ""
         key = (title + (known[0] or "accuracy"), known[1]) if known else (entry["column"], None)
@@ -55,7 +59,7 @@ def panels_of(result: dict[str, Any]) -> dict[tuple[str, str | None], list[Entry
 
 def draw(table: Table, result: dict[str, Any], dpi: int = 110) -> bytes:
     """The figure as PNG."""
-    panels = panels_of(result)
+    panels = panels_of(result, table.drawn)
     rows = list(dict.fromkeys(e["row"] for e in result["table"]))
     sets = sets_of(rows)
     styles = looks(list(dict.fromkeys(named(row, sets) for row in rows)))

@@ -84,6 +84,7 @@ SKIPS = Table(
     about="mnist, the authors' network and its cascade as in nested-distortion, with the skips and without: then a "
     "finer level sees nothing but the coarser one's map. Information in nats, by MINE on the test rows.",
     trials=skip_trials,
+    drawn=r"^(coarse|fine) (accuracy|overconfidence)|information",
     floor=Floor(row=SKIPS_ROW, column=accuracy("fine", strength=0), least=0.85),
     claims=[
         skipped("fine", 0.10),
@@ -222,6 +223,7 @@ CASCADE = Table(
     "batches of random rows. Then, on the cascade's weights, the steps of calibration one by one, and four ways to "
     "combine the levels; votes weigh as accuracies on validation rows do. Curves are on validation rows.",
     trials=cascade_trials,
+    drawn=r"^(coarse|fine) (accuracy|overconfidence)|validation|steps|ECE",
     floor=Floor(row=CASCADE_ROW, column=accuracy("fine", strength=0), least=0.85),
     claims=[
         joined("fine", 0.04),

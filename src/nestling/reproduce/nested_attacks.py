@@ -199,6 +199,7 @@ ATTACKS_TABLE = Table(
     "test rows.",
     trials=trials,
     derived=ratios,
+    drawn=r"(coarse|middle|fine, combined)$|flipped|strength|error",
     seeds={"smoke": 1, "small": 3, "paper": 3},
     floor=Floor(row=f"mnist: {TWIN}", column=accuracy("fine", "clean"), least=0.85),
     printed={

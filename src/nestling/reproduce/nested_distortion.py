@@ -177,6 +177,7 @@ BUDGET = Table(
     f"networks, at small half as wide on cifar10 and the epochs of a mix stretched, so that all take as many steps. "
     f"{TURBULENT} 'all sets' is the mean over the three.",
     trials=budget_trials,
+    drawn=r"^fine (accuracy|overconfidence)",
     derived=over_sets,
     floor=Floor(row=f"{ALL}: {TWIN}", column=accuracy("fine", strength=0), least=0.6),
     claims=[

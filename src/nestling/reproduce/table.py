@@ -144,6 +144,8 @@ class Table:
     """Cells that no training is needed for."""
     derived: Callable[[Sequence[Cell]], list[Cell]] = lambda cells: []
     """Further cells of one seed, made from all that were measured on it."""
+    drawn: str = ""
+    """A pattern of the columns that the figure shows; all by default."""
     picture: Callable[[Table, dict[str, Any], Path], bytes] | None = None
     """Draws the figure as PNG, from the table, its result and the folder of the records, in place of the usual one."""
     scales: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
