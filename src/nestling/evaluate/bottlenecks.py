@@ -38,6 +38,16 @@ class Bottlenecks:
         first, *_, last = self.inputs.values()
         return first.value - last.value
 
+    @property
+    def missing(self) -> float:
+        """By how much I(X; f_1) or I(X; f_m) is below I(f_1; f_m) at least.
+
+        The true ones never are, since both bottlenecks are functions of the image: above 0 the critic of the images
+        has missed that much, and smaller differences between such estimates say nothing.
+        """
+        first, *_, last = self.inputs.values()
+        return max(self.ends.value - min(first.value, last.value), 0.0)
+
 
 def bottleneck_information(
     model: Model,

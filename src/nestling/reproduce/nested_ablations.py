@@ -18,7 +18,7 @@ from nestling.models.build import build_model
 from nestling.models.model import Model, Outputs
 from nestling.reproduce.measures import Trained, trained
 from nestling.reproduce.nested import NESTED, Setting, compare, nested, paced, setting
-from nestling.reproduce.nested_information import lost_more, robustness_and_information
+from nestling.reproduce.nested_information import lost_more, ratios, robustness_and_information
 from nestling.reproduce.nested_measures import (
     TURBULENCE,
     accuracy,
@@ -63,7 +63,7 @@ def skipped(level: str, paper: float) -> Claim:
 
 
 def gained(cells: Sequence[Cell]) -> list[Cell]:
-    """What the skips gain in every column that has its rows."""
+    """What the skips gain in every column that has its rows, and the ratio of what is lost without them."""
     mine = {c.column: c for c in cells if c.row == SKIPS_ROW and c.samples}
     theirs = {c.column: c for c in cells if c.row == NO_SKIPS and c.samples}
     return [
@@ -75,14 +75,15 @@ def gained(cells: Sequence[Cell]) -> list[Cell]:
         )
         for column in mine
         if column in theirs
-    ]
+    ] + ratios(cells, SKIPS_ROW)
 
 
 SKIPS = Table(
     name="nested-skips",
     paper="Nested Learning for Multi-Level Classification, Section 3.2: skipped connections",
     about="mnist, the authors' network and its cascade as in nested-distortion, with the skips and without: then a "
-    "finer level sees nothing but the coarser one's map. Information in nats, by MINE on the test rows.",
+    "finer level sees nothing but the coarser one's map. Information in nats, by MINE on the test rows: 'missed' is "
+    "how far the estimates of I(X; f) are too low at least, and below it their differences say nothing.",
     trials=skip_trials,
     drawn=r"^(coarse|fine) (accuracy|overconfidence)|information",
     floor=Floor(row=SKIPS_ROW, column=accuracy("fine", strength=0), least=0.85),
@@ -221,7 +222,8 @@ CASCADE = Table(
     paper="Nested Learning for Multi-Level Classification, Section 3.2: cascaded training, and Figure 3",
     about="mnist, the authors' network and its cascade as in nested-distortion, beside all levels at once in as many "
     "batches of random rows. Then, on the cascade's weights, the steps of calibration one by one, and four ways to "
-    "combine the levels; votes weigh as accuracies on validation rows do. Curves are on validation rows.",
+    "combine the levels; votes weigh as accuracies on validation rows do. Curves are on validation rows, each by "
+    "its own schedule: a stage of the cascade begins at its full rate, and its last steps have the higher one.",
     trials=cascade_trials,
     drawn=r"^(coarse|fine) (accuracy|overconfidence)|validation|steps|ECE",
     floor=Floor(row=CASCADE_ROW, column=accuracy("fine", strength=0), least=0.85),

@@ -122,6 +122,7 @@ def claim_text(claim: dict[str, Any], unit: tuple[float, str, str]) -> str:
         return format(value / divisor, f"+{form}")
 
     lo, hi = claim["interval"]
-    ours = "not measured" if claim["ours"] is None else f"{signed(claim['ours'])} [{signed(lo)}, {signed(hi)}] {name}"
+    interval = "" if lo is None else f" [{signed(lo)}, {signed(hi)}]"
+    ours = "not measured" if claim["ours"] is None else f"{signed(claim['ours'])}{interval} {name}"
     paper = "" if claim["paper"] is None else f", the paper {signed(claim['paper'])}"
     return f"{claim['verdict']:>14}  {claim['text']}: {ours}{paper}"

@@ -47,11 +47,15 @@ def summary(measured: Measured, printed: Mapping[tuple[str, str], float]) -> lis
     return entries
 
 
-def difference(more: Mapping[int, Cell], less: Mapping[int, Cell]) -> tuple[float, float, float] | None:
+Difference = tuple[float, float | None, float | None]
+"""Of means, and the ends of its interval, or None for both where nothing says how sure it is."""
+
+
+def difference(more: Mapping[int, Cell], less: Mapping[int, Cell]) -> Difference | None:
     """more - less over their common seeds, with its 95 % interval; None where there is no common seed.
 
     From three seeds on a paired t interval over seeds. Below, what the test rows say of one training: a bootstrap over
-    the pairs of samples, else the normal approximation of two shares; the number alone where it is of no rows.
+    the pairs of samples, else the normal approximation of two shares; no interval where it is of no rows.
     """
     seeds = sorted(more.keys() & less.keys())
     if not seeds:
@@ -64,23 +68,30 @@ def difference(more: Mapping[int, Cell], less: Mapping[int, Cell]) -> tuple[floa
     pairs = [[np.asarray(side[seed].samples, dtype=float) for seed in seeds] for side in (more, less)]
     lengths = {len(samples) for side in pairs for samples in side}
     if lengths == {0} or len(lengths) > 1:
-        half = max(unpaired(more[seed], less[seed]) for seed in seeds)
+        halves = [unpaired(more[seed], less[seed]) for seed in seeds]
+        if None in halves:
+            return middle, None, None
+        half = max(halves)  # type: ignore[type-var]
         return middle, middle - half, middle + half
     _, lo, hi = paired_interval(np.stack(pairs[0]), np.stack(pairs[1]), LEVEL)
     return middle, lo, hi
 
 
-def unpaired(more: Cell, less: Cell) -> float:
-    """Half of the 95 % interval of the difference of two shares of rows, taken as independent."""
+def unpaired(more: Cell, less: Cell) -> float | None:
+    """Half of the 95 % interval of the difference of two shares of rows, taken as independent; None of no rows."""
+    if not (more.count or less.count):
+        return None
     spread = [cell.value * (1 - cell.value) / cell.count for cell in (more, less) if cell.count]
     return float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(sum(spread))
 
 
-def verdict(claim: Claim, found: tuple[float, float, float] | None, num_seeds: int, reached: bool) -> str:
+def verdict(claim: Claim, found: Difference | None, num_seeds: int, reached: bool) -> str:
     """holds, does not hold, within noise or underpowered; ``reached``: whether the table's floor was."""
     if found is None or num_seeds < LEAST_SEEDS or not reached:
         return "underpowered"
     _, lo, hi = found
+    if lo is None or hi is None:
+        return "underpowered"
     if lo > claim.least:
         return "holds"
     if hi < claim.least:
