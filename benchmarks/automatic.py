@@ -75,9 +75,11 @@ def carry_out(source: str, hidden: str, method: str, seed: int) -> None:
 
 
 def mean_right(predictor: Predictor, test: LabelledData) -> np.ndarray:
-    """(rows,): the share of the levels at which a row's answer is right."""
+    """(rows,): the share of the levels at which a row's answer is right; where there is none it is not."""
     scored = measure(predictor.model, outputs_of(predictor.model, predictor.preprocessing, test, quiet()), test)
-    return np.mean([scored.correct(test, level) for level in test.taxonomy.levels], axis=0)
+    answered = scored.decisions[CLEAN].columns
+    none = np.zeros(len(test), dtype=bool)
+    return np.mean([scored.correct(test, x) if x in answered else none for x in test.taxonomy.levels], axis=0)
 
 
 def nearest(predictor: Predictor, test: LabelledData) -> np.ndarray:

@@ -12,7 +12,10 @@ set=${SET:-digits}
 python=${PYTHON:-python3}
 nestling() { "$python" -m nestling "$@"; }
 
-rm -rf "$out"
+if [ -e "$out" ]; then
+  echo "$out is there already: delete it, or name another folder" >&2
+  exit 2
+fi
 mkdir -p "$out"
 
 echo "1. A folder tree of pictures. Where somebody noted the coarse class alone, the picture lies in the outer folder."

@@ -207,3 +207,41 @@ def test_concepts_by_a_name_of_their_own() -> None:
         LabelledData.from_arrays(pixels, labels, concepts={"coarse": ["old"] * 4})
     with pytest.raises(UsageError, match="one name, such as"):
         LabelledData.from_arrays(pixels, labels, concepts={})
+
+
+@pytest.mark.parametrize(
+    ("labels", "codes"),
+    [
+        ([0, 1, None, 1], [0, 1, -1, 1]),
+        ([0.0, 1.0, float("nan"), 1.0], [0, 1, -1, 1]),
+        ([True, False, True, None], [1, 0, 1, -1]),
+        (np.array([0.0, 1.0, np.nan, 1.0]), [0, 1, -1, 1]),
+    ],
+    ids=["None", "NaN", "bools", "array of NaN"],
+)
+def test_single_labels_may_be_missing(labels: object, codes: list[int]) -> None:
+    assert LabelledData.from_arrays(PIXELS[:4], labels).labels[:, 0].tolist() == codes
+
+
+def test_codes_of_a_data_set_stay_within_its_classes() -> None:
+    class Two(list):
+        classes = ("cat", "dog")
+
+    data = LabelledData.from_dataset(Two([(PIXELS[0], code) for code in (0, np.int64(1), -1)]))
+    assert data.taxonomy.classes["level-1"] == ("cat", "dog") and data.labels[:, 0].tolist() == [0, 1, -1]
+    for code in (2, -2):
+        with pytest.raises(DataError, match=f"a label is {code}, and the data set has 2 classes"):
+            LabelledData.from_dataset(Two([(PIXELS[0], code)]))
+    for labels, said in ((np.array([0, -5]), "a label is -5"), (np.zeros((2, 1, 1), int), r"an array \(2, 1, 1\)")):
+        with pytest.raises(DataError, match=said):
+            LabelledData.from_arrays(PIXELS[:2], labels)
+
+
+def test_pictures_of_other_formats_are_not_passed_over(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(PIXELS[0]).save(tmp_path / name)
+    (tmp_path / "b" / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DataError, match=r"IMG_0001\.HEIC: is no picture that can be read .*convert others"):
+        load_data(tmp_path, "all")
+    assert len(load_data(tmp_path, "all", on_bad_image="skip")) == 2

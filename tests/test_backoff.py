@@ -14,8 +14,9 @@ from nestling.bundle import from_pretrained, held_scores
 from nestling.data.dataset import LabelledData
 from nestling.data.split import cut_parts
 from nestling.errors import DataError, StorageError, UsageError
-from nestling.evaluate.answered import fixed, outcome
+from nestling.evaluate.answered import counted_at, fixed, outcome
 from nestling.evaluate.backoff import back_off, depths_to_try
+from nestling.evaluate.coverage import figures
 from nestling.evaluate.guarantee import (
     binomial_p_value,
     fixed_sequence,
@@ -193,6 +194,11 @@ def test_too_few_rows_say_how_many_are_needed(toy_taxonomy: Taxonomy) -> None:
     back_off(rows(toy_taxonomy, 45, 0)[0], many, 0.05)
     with pytest.raises(UsageError, match="needs 19 calibration rows"):
         back_off(rows(toy_taxonomy, 18, 0)[0], None, 0.05, guarantee="crc")
+    with pytest.raises(UsageError, match="needs 22 calibration rows of a class"):
+        back_off(rows(toy_taxonomy, 20, 0)[0], many, 0.1, per="class")
+    # Ten thresholds share delta where none is known to come first.
+    with pytest.raises(UsageError, match="needs 90 calibration rows"):
+        back_off(many, None, 0.05)
     with pytest.raises(UsageError, match="has no calibration rows"):
         back_off(None, many, 0.05)
     with pytest.raises(UsageError, match=r"unknown guarantee lt: .* Did you mean 'ltt'"):
@@ -218,6 +224,50 @@ def test_a_ragged_leaf_is_answered_where_it_ends() -> None:
     depth = fixed(taxonomy, scores.levels, 0.5).depth_of(scores)
     assert depth.tolist() == [1, 2, 1]
     assert outcome(scores, depth).risk == 0 and outcome(scores, np.array([1, 2, 2])).wrong == 1
+
+
+def ragged(count: int, seed: int, known: float) -> tuple[Scores, Scores]:
+    """Half of the rows at a leaf that ends early and is always right; of the others a fifth is wrong at the fine level,
+    and a share of the fine labels is known."""
+    taxonomy, generator = Taxonomy.from_paths(["a/x", "a/y", "b"]), np.random.default_rng(seed)
+    labels = np.array([[1, 2], [0, 0], [0, 1]])[generator.integers(0, 2, count) * generator.integers(1, 3, count)]
+    columns = labels.copy()
+    wrong = (labels[:, 0] == 0) & (generator.random(count) < 0.2)
+    columns[wrong, 1] = 1 - columns[wrong, 1]
+    confidence = np.stack([np.ones(count), 0.5 + 0.4 * generator.random(count)], axis=1)
+    given = labels.copy()
+    given[(labels[:, 0] == 0) & (generator.random(count) > known), 1] = -1
+    full = Scores(taxonomy, taxonomy.levels, confidence, columns, labels, confidence)
+    return full, replace(full, labels=given)
+
+
+@pytest.mark.parametrize("guarantee", ["ltt", "crc"])
+def test_leaves_that_end_early_do_not_stand_for_rows_without_labels(guarantee: str) -> None:
+    test, _ = ragged(20_000, 0, 1.0)
+    kept, lost = [], []
+    for seed in range(1, 41):
+        (_, calibration), (_, validation) = (ragged(600, 100 * seed + k, 0.2) for k in (0, 1))
+        found = outcome(test, back_off(calibration, validation, 0.05, guarantee=guarantee).depth_of(test))
+        kept.append((found.risk or 0) <= 0.05)
+        lost.append(found.wrong / len(test))
+    if guarantee == "ltt":
+        assert np.mean(kept) >= 0.9
+    else:
+        assert np.mean(lost) <= 0.05 + 2 * np.std(lost) / len(lost) ** 0.5
+
+
+def test_of_leaves_that_end_early_as_large_a_share_counts() -> None:
+    full, partly = ragged(600, 0, 0.2)
+    ended = full.labels[:, 0] == 1
+    assert counted_at(full, 1).all() and counted_at(partly, 0).all()
+    counted, share = counted_at(partly, 1), (partly.labels[~ended, 1] >= 0).mean()
+    assert (counted[~ended] == (partly.labels[~ended, 1] >= 0)).all() and counted[ended].sum() == round(
+        share * ended.sum()
+    )
+    # Of test rows too: an error is that of rows that can be checked as deep as any answer goes.
+    found, whole = (figures(fixed(full.taxonomy, full.levels, 0.0), rows) for rows in (partly, full))
+    assert found["n"] == counted.sum() and found["error"] == pytest.approx(whole["error"], abs=0.04)
+    assert found["depth"] == whole["depth"]
 
 
 def test_scores_travel_and_are_checked(toy_taxonomy: Taxonomy) -> None:

@@ -369,6 +369,9 @@ def test_reading_files_one_bad_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / ".hidden.png").write_bytes(b"no")
     (tmp_path / "notes.txt").write_text("no")
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    # Another name for a folder is no loop.
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "again").symlink_to(tmp_path / "a")
     paths = find_images(tmp_path)
     assert [path.name for path in paths] == ["a.png", "good.PNG", "z.jpg"]
     results = list(read_images([*paths, tmp_path / "missing.png"], (4, 4), 3))

@@ -383,3 +383,23 @@ def test_it_is_said_in_words(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_digits_are_clean() -> None:
     assert succeed("lint", "digits").out.splitlines()[-1].endswith("rows: 0 errors, 0 warnings")
+
+
+def test_a_spelling_is_mended_before_parents_are_compared(tmp_path: Path) -> None:
+    """Of a coarse class in two spellings no fine label is forgotten."""
+    made = Made(tmp_path)
+    for row in made.rows[:3]:
+        row["coarse"] = " dog "
+    run_lint(3, made.write(), "--fix", tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        mended = list(csv.DictReader(file))
+    assert [row["fine"] for row in mended] == [row["fine"] for row in made.rows]
+    assert {row["coarse"] for row in mended} == {"dog", "cat"}
+
+
+def test_a_level_without_a_label_is_refused_as_training_refuses_it(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    for row in made.rows:
+        row["breed"] = ""
+    made.header.append("breed")
+    refuse(3, ["level 'breed' has no classes"], "lint", made.write())

@@ -77,12 +77,21 @@ def test_the_alarm_keeps_its_rate(toy_taxonomy: Taxonomy) -> None:
         return np.minimum.accumulate(generator.random((count, 3)), axis=1)
 
     test = draw(4000)
-    raised = np.mean([test < alarm(scores(toy_taxonomy, draw(99)), 0.1).least for _ in range(100)], axis=(0, 1))
-    assert np.allclose(raised, 0.1, atol=0.01)
+
+    def raised(validation: int) -> np.ndarray:
+        """By level; at any level."""
+        made = [scores(toy_taxonomy, draw(count)) for count in (99, validation) * 100]
+        found = np.stack([test < alarm(a, b, 0.1).least for a, b in zip(made[::2], made[1::2])])
+        return np.append(found.mean((0, 1)), found.any(2).mean())
+
+    by_rank, by_share = raised(400), raised(0)
+    # The levels' alarms are as likely as each other, and together as likely as was asked for.
+    assert by_rank[3] == pytest.approx(0.1, abs=0.015) and np.ptp(by_rank[:3]) < 0.015
+    assert np.allclose(by_share[:3], 0.1 / 3, atol=0.01) and by_share[3] < 0.1
     with pytest.raises(UsageError, match="needs 19 calibration rows, and this model has 18"):
-        alarm(scores(toy_taxonomy, draw(18)), 0.05)
+        alarm(scores(toy_taxonomy, draw(18)), scores(toy_taxonomy, draw(9)), 0.05)
     with pytest.raises(UsageError, match="has 0"):
-        alarm(None, 0.05)
+        alarm(None, None, 0.05)
 
 
 def test_what_is_said_of_the_unknown(toy_taxonomy: Taxonomy) -> None:

@@ -31,7 +31,7 @@ FORMAT = 1
 FILES = ("model.safetensors", "config.json", "taxonomy.json")
 SCORES = "scores.safetensors"
 """Of calibration and validation rows: what any risk is guaranteed on. Absent where there are no such rows."""
-ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list, "concepts": dict, "hold_out": dict}
+ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list, "concepts": dict, "hold_out": dict, "init": str}
 """What config.json remembers for ``nestling evaluate``, where it says anything of it."""
 LARGEST = 16 * 2**30
 """Bytes of weights; a file past it is refused before it is read."""
@@ -235,4 +235,4 @@ def check_weights(planned: Model, tensors: Mapping[str, torch.Tensor], preproces
 def from_pretrained(path: Path | str, device: str = "auto") -> Predictor:
     """The predictor of a run folder or bundle folder, on ``device`` (auto, cpu, cuda, mps)."""
     bundle = load_bundle(path)
-    return Predictor(bundle.model, bundle.preprocessing, device, bundle.scores)
+    return Predictor(bundle.model, bundle.preprocessing, device, bundle.scores, bundle.config.get("init"))

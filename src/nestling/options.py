@@ -163,7 +163,7 @@ class Predict:
     per: Literal["all", "level", "class"] | None = None
     """Over which answers the risk is kept: all of them (the default), those of each level, or those of each class."""
     false_alarm: float | None = None
-    """Say what is of no known class, of which at most this share of the known are taken for at each level."""
+    """Say what is of no known class, for which at most this share of the known are taken."""
     sets: bool = False
     """Add, for every level, the classes among which the true one is, but for the risk."""
     json: str | None = None

@@ -35,11 +35,16 @@ def check(
     for level in levels:
         names[level] = tuple(classes[level])
         if not names[level]:
-            raise DataError(f"level {level!r} has no classes: leave it out of the levels, or label rows with it")
+            raise no_classes(level)
         _check_names(f"class at level {level!r}", names[level])
         codes[level] = _check_parents(level, names[level], parent[level], above)
         above = len(names[level])
     return levels, names, codes
+
+
+def no_classes(level: str) -> DataError:
+    """What is said of a level without a single label."""
+    return DataError(f"level {level!r} has no classes: leave it out of the levels, or label rows with it")
 
 
 def _check_names(what: str, names: Sequence[str]) -> None:

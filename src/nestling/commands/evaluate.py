@@ -13,15 +13,17 @@ import torch
 from nestling.bundle import Bundle, load_bundle
 from nestling.commands.errors import concept_column, doubts
 from nestling.commands.figures import figure_lines
+from nestling.commands.index import is_flat, loose_pictures
 from nestling.commands.show import require_model
 from nestling.commands.train import say
 from nestling.commands.unknown import HELD_OUT, measure_unknown
 from nestling.commands.words import attack_lines, score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.hold_out import hold_out
-from nestling.data.sources import load_data
+from nestling.data.sources import has_split, load_data
 from nestling.data.tables import split_name
 from nestling.data.text import loaded_for
+from nestling.data.transforms import Preprocessing
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
 from nestling.evaluate.attack_specs import parse_attack
@@ -124,17 +126,15 @@ def evaluate(command: Evaluate) -> int:
 
 
 def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:
-    """The rows of every ``--unknown`` source: those of its test split, or cut off for one."""
-    return {
-        source: load_data(
-            source,
-            "test",
-            command.data_dir,
-            **loaded_for(bundle.preprocessing),
-            on_bad_image=command.on_bad_image or "error",
-        )
-        for source in command.unknown
-    }
+    """The rows of every ``--unknown`` source, labelled or not: those of its test split, or all where it has none."""
+    form, bad, found = bundle.preprocessing, command.on_bad_image or "error", {}
+    for source in command.unknown:
+        if isinstance(form, Preprocessing) and is_flat(source):
+            found[source] = loose_pictures(source, (form.height, form.width), form.channels, bad == "skip")
+        else:
+            split = "test" if has_split(source, "test", command.data_dir) else "all"
+            found[source] = load_data(source, split, command.data_dir, **loaded_for(form), on_bad_image=bad)
+    return found
 
 
 def remarks(data: LabelledData, source: str, split: str, trained_on: str | None) -> list[str]:

@@ -29,7 +29,7 @@ def unknown_lines(metrics: Mapping[str, Any]) -> list[str]:
     if "needs" in found:
         return [found["needs"]]
     levels = ", ".join(f"{level['name']} {100 * level['false_alarms']:.1f} %" for level in found["levels"])
-    lines = [f"unknown, at a false-alarm rate of {100 * found['rate']:g} % per level; false alarms: {levels}"]
+    lines = [f"unknown, at a false-alarm rate of {100 * found['rate']:g} %; false alarms down to {levels}"]
     rows = []
     for name in found["sets"]:
         for level in found["levels"]:

@@ -50,14 +50,7 @@ def load_gallery(command: SourceOptions, source: str, predictor: Predictor, seed
     size = (predictor.preprocessing.height, predictor.preprocessing.width)
     channels = predictor.preprocessing.channels
     if is_flat(source):
-        paths = find_images(source)
-        items = [str(path) for path in paths]
-        skip = command.on_bad_image == "skip"
-        images, kept, notes = load_images(paths, items, image_size=size, channels=channels, skip_bad=skip)
-        # A tree of one class, which no row is labelled with.
-        nothing = Taxonomy.from_paths(["unknown"], ["label"])
-        labels = nothing.encode([[None]] * len(kept))
-        data = LabelledData(images, labels, nothing, items=tuple(items[row] for row in kept.tolist()), notes=notes)
+        data = loose_pictures(source, size, channels, command.on_bad_image == "skip")
     else:
         data = load_data(
             source,
@@ -76,6 +69,17 @@ def load_gallery(command: SourceOptions, source: str, predictor: Predictor, seed
     for note in data.notes:
         say(note)
     return data
+
+
+def loose_pictures(source: str, size: tuple[int, int], channels: int, skip: bool) -> LabelledData:
+    """The pictures of a folder without class folders: rows without a label."""
+    paths = find_images(source)
+    items = [str(path) for path in paths]
+    images, kept, notes = load_images(paths, items, image_size=size, channels=channels, skip_bad=skip)
+    # A tree of one class, which no row is labelled with.
+    nothing = Taxonomy.from_paths(["unknown"], ["label"])
+    labels = nothing.encode([[None]] * len(kept))
+    return LabelledData(images, labels, nothing, items=tuple(items[row] for row in kept.tolist()), notes=notes)
 
 
 def is_named(source: str) -> bool:

@@ -110,7 +110,8 @@ class Pipeline:
         )
         if collective.rank() > 0:
             return
-        about = {name: self.options[name] for name in ("known", "levels", "image_size") if self.options.get(name)}
+        kept = ("known", "levels", "image_size", "init")
+        about = {name: self.options[name] for name in kept if self.options.get(name)}
         if self.held_out is not None and self.tree is not None:
             about["hold_out"] = {"classes": self.options["hold_out"], "taxonomy": self.tree.to_dict()}
         concepts = self.recipe.concepts_at(train)

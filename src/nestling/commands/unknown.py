@@ -35,7 +35,7 @@ def measure_unknown(
     says so in place of the figures.
     """
     try:
-        raised = alarm(held.get("calibration"), FALSE_ALARM if rate is None else rate)
+        raised = alarm(held.get("calibration"), held.get("validation"), FALSE_ALARM if rate is None else rate)
     except UsageError as error:
         if rate is not None:
             raise

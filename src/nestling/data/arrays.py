@@ -91,8 +91,10 @@ def _row(label: Any, names: Sequence[str] | None) -> Any:
         return label if isinstance(label, Mapping) else (label,)
     if isinstance(label, Iterable):
         return tuple(label)
-    if isinstance(names, Sequence) and isinstance(label, int) and 0 <= label < len(names):
-        return (str(names[label]),)
+    if isinstance(names, Sequence) and isinstance(label, int | np.integer) and not isinstance(label, bool):
+        if not -1 <= label < len(names):
+            raise DataError(f"a label is {label}, and the data set has {len(names)} classes: 0 to {len(names) - 1}")
+        return (None if label == -1 else str(names[label]),)
     return (label,)
 
 
@@ -101,15 +103,19 @@ def _labels(
 ) -> tuple[Taxonomy, Integers]:
     """The taxonomy, and int64 (n, levels). Whole numbers are codes where the taxonomy is given, else names."""
     given = np.asarray(labels) if isinstance(labels, np.ndarray) or _numbers(labels) else None
+    if given is not None and given.ndim not in (1, 2):
+        raise DataError(f"expected labels (n,) or (n, levels), got an array {given.shape}")
     if given is not None and np.issubdtype(given.dtype, np.integer):
         given = given[:, None] if given.ndim == 1 else given
         if taxonomy is not None:
             return taxonomy, given.astype(np.int64)
+        if given.size and given.min() < -1:
+            raise DataError(f"a label is {given.min()}: classes are counted from 0, and -1 is not labelled")
         labels = [[None if code == -1 else str(code) for code in row] for row in given.tolist()]
     elif given is not None:
         labels = [[value] if given.ndim == 1 else value for value in given.tolist()]
     elif not isinstance(labels, Mapping):
-        labels = [row.split("/") if isinstance(row, str) else row for row in labels]
+        labels = [_cells(row) for row in labels]
     if isinstance(labels, Mapping):
         levels = levels or tuple(labels)
     elif levels is None and taxonomy is None:
@@ -119,6 +125,13 @@ def _labels(
         columns = label_columns(labels, tuple(levels or ()), every_level=True)
         taxonomy = Taxonomy.from_table(dict(zip(levels or (), columns)), tuple(levels or ()), qualify=qualify)
     return taxonomy, taxonomy.complete(taxonomy.encode(labels))
+
+
+def _cells(row: Any) -> Any:
+    """One row of labels: a path a/b, a row or mapping of names, or a single name or number."""
+    if isinstance(row, str):
+        return row.split("/")
+    return row if isinstance(row, Sequence | Mapping | np.ndarray) else (row,)
 
 
 def _numbers(labels: Any) -> bool:

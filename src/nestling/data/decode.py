@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset(".png .jpg .jpeg .jpe .jfif .webp .bmp .dib .gif .tif .tiff .ppm .pgm .pbm .pnm".split())
+UNREADABLE = frozenset(".heic .heif .avif .jxl .jp2 .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split())
+"""Of pictures as telephones and cameras make them, which are not read: that they are there is said."""
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 << 20
 
@@ -65,7 +67,9 @@ def _open(raw: Raw | Image.Image | BinaryIO, item: str) -> Image.Image:
         try:
             image = Image.open(raw, formats=FORMATS)
         except UnidentifiedImageError:
-            raise DataError(f"{item}: is no picture that can be read (expected one of {', '.join(FORMATS)})") from None
+            raise DataError(
+                f"{item}: is no picture that can be read (expected one of {', '.join(FORMATS)}; convert others)"
+            ) from None
     if image.width * image.height > MAX_PIXELS:
         raise DataError(
             f"{item}: {image.width} x {image.height} pixels, above the limit of {MAX_PIXELS // 10**6} million"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from nestling.data.decode import MAX_PIXELS, SUFFIXES, Header, decode, read_header
+from nestling.data.decode import MAX_PIXELS, SUFFIXES, UNREADABLE, Header, decode, read_header
 from nestling.data.inputs import Inputs, Raw, inputs_of
 from nestling.errors import DataError, UsageError
 
@@ -214,15 +214,18 @@ def find_images(path: str | Path) -> list[Path]:
 
 def walk_images(folder: Path) -> Iterator[Path]:
     """Every picture file below ``folder``, by its suffix; hidden files and folders are passed over."""
-    seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         # A link that leads back up would otherwise be walked for ever.
-        real = os.path.realpath(root)
-        if real in seen:
+        real = Path(os.path.realpath(root))
+        if any(real == Path(os.path.realpath(above)) for above in _between(Path(folder), Path(root))):
             folders.clear()
             continue
-        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES | UNREADABLE:
                 yield Path(root, name)
+
+
+def _between(top: Path, folder: Path) -> list[Path]:
+    """The folders that ``folder`` lies in, up to ``top``."""
+    return [above for above in folder.parents if above == top or top in above.parents]

@@ -73,14 +73,32 @@ def turns(scores: Scores, cap: int) -> NDArray[np.float64]:
     return np.where(wrong.any(1), first, -np.inf)
 
 
+def counted_at(scores: Scores, level: int) -> NDArray[np.bool_]:
+    """(n,): the rows known at a level; of those whose path ended above it, as large a share as of the others.
+
+    A leaf's label is known at every finer level, that of another row only where somebody gave it: were all leaves
+    counted, they would stand for more rows than they are. Which of them are left out is drawn, the same each time.
+    """
+    classes = np.array([scores.taxonomy.num_classes(name) for name in scores.levels])
+    named = scores.known & (scores.labels < classes)
+    counted, share = scores.known[:, level].copy(), 1.0
+    for end in range(level - 1, -1, -1):
+        ends = named[:, end] & scores.known[:, end + 1] & ~named[:, end + 1]
+        goes_on = named[:, end] & ~ends
+        share *= float(named[goes_on, end + 1].mean()) if goes_on.any() else 1.0
+        rows = np.flatnonzero(counted & ends)
+        counted[np.random.default_rng(end).permutation(rows)[round(share * len(rows)) :]] = False
+    return counted
+
+
 def known_to(scores: Scores, cap: int) -> Scores:
-    """The rows whose labels are known down to ``cap`` levels."""
-    return take(scores, scores.known[:, cap - 1])
+    """The rows that count where ``cap`` levels may be answered."""
+    return take(scores, counted_at(scores, cap - 1))
 
 
 def single_level(scores: Scores, i: int, members: NDArray | None = None) -> Scores:
-    """Level ``i`` alone: the rows known there whose path goes to one of the classes ``members``, None for any."""
-    rows = scores.named[:, i] & scores.known[:, i]
+    """Level ``i`` alone: the rows that count there whose path goes to one of the classes ``members``, None for any."""
+    rows = scores.named[:, i] & counted_at(scores, i)
     if members is not None:
         rows &= np.isin(scores.columns[:, i], members)
     return take(scores, rows, slice(i, i + 1))

@@ -13,6 +13,7 @@ from nestling.errors import UsageError, unknown
 from nestling.evaluate.answered import (
     Backoff,
     Outcome,
+    counted_at,
     depth_under,
     known_to,
     one_threshold,
@@ -87,7 +88,8 @@ def _ltt(calibration: Scores, validation: Scores | None, risk: float, delta: flo
     Rows that count are those known down to that level, whatever level they are answered at: counted where the answer's
     own label is known, the many rows that are known only coarsely would stand for more answers than they are.
     """
-    caps = depths_to_try(calibration, risk, delta)
+    tests = 1 if validation is not None and len(validation) else len(WITHOUT_VALIDATION)
+    caps = depths_to_try(calibration, risk, delta, tests)
     share, best = delta / len(caps), None
     for cap in caps:
         rows, others = known_to(calibration, cap), None if validation is None else known_to(validation, cap)
@@ -99,7 +101,7 @@ def _ltt(calibration: Scores, validation: Scores | None, risk: float, delta: flo
     if best is None:
         text = (
             f"no threshold keeps the error rate below {_percent(risk)} with confidence {1 - delta:g} on "
-            f"{calibration.known[:, caps[-1] - 1].sum()} calibration rows: there are no answers"
+            f"{counted_at(calibration, caps[-1] - 1).sum()} calibration rows: there are no answers"
         )
         return Backoff(one_threshold(calibration, np.inf, 0), text)
     _, threshold, cap, found = best
@@ -116,7 +118,7 @@ def _crc(calibration: Scores, risk: float) -> Backoff:
     """The least threshold at which wrong answers stay below ``risk`` of all rows, down to the finest level that enough
     rows are labelled at."""
     needed, names = rows_needed_on_average(risk), calibration.levels
-    enough = [i + 1 for i in range(len(names)) if calibration.known[:, i].sum() >= needed]
+    enough = [i + 1 for i in range(len(names)) if counted_at(calibration, i).sum() >= needed]
     if not enough:
         raise UsageError(_too_few(calibration, needed, f"a mean risk of {_percent(risk)}"))
     cap = enough[-1]
@@ -138,8 +140,9 @@ def _by_group(
     answer is deeper, at most ``risk`` are wrong there. A finer threshold is never below its parent's."""
     taxonomy, names = calibration.taxonomy, calibration.levels
     share = delta / len(names) if per == "level" else delta
-    needed = rows_needed(risk, share) if guarantee == "ltt" else rows_needed_on_average(risk)
-    thresholds, kept, groups = [], 0, 0
+    tests = 1 if validation is not None and len(validation) else len(WITHOUT_VALIDATION)
+    needed = rows_needed(risk, share / tests) if guarantee == "ltt" else rows_needed_on_average(risk)
+    thresholds, kept, groups, enough = [], 0, 0, False
     for i, level in enumerate(names):
         width, classes = taxonomy.width(level), taxonomy.num_classes(level)
         parent = taxonomy.ancestor(names[i - 1], of=level) if i else None
@@ -150,6 +153,7 @@ def _by_group(
             rows = single_level(calibration, i, members)
             if len(rows) < needed:
                 continue
+            enough = True
             others = None if validation is None else single_level(validation, i, members)
             if guarantee == "crc":
                 passed = [risk_control_threshold(turns(rows, 1), risk)]
@@ -158,12 +162,12 @@ def _by_group(
                 passed = sorted(threshold for threshold, _ in _passing(rows, others, 1, risk, share))
                 for member in members:
                     least[member] = next((t for t in passed if t >= above[member]), np.inf)
-            kept += bool(passed)
+            kept += bool(np.isfinite(least[members]).any())
         # A leaf that ended above is answered there.
         least[classes:] = above[classes:]
         thresholds.append(least)
-    if all(len(single_level(calibration, i)) < needed for i in range(len(names))):
-        raise UsageError(_too_few(calibration, needed, f"a risk of {_percent(risk)} per {per}"))
+    if not enough:
+        raise UsageError(_too_few(calibration, needed, f"a risk of {_percent(risk)} per {per}", f" of a {per}"))
     each = "for all levels at once" if per == "level" else "for each class by itself"
     promise = (
         f"with confidence {1 - delta:g} at most {_percent(risk)} of what is said of it is wrong, {each}"
@@ -177,19 +181,21 @@ def _by_group(
     return Backoff(tuple(thresholds), text)
 
 
-def depths_to_try(calibration: Scores, risk: float, delta: float) -> list[int]:
+def depths_to_try(calibration: Scores, risk: float, delta: float, tests: int = 1) -> list[int]:
     """The numbers of levels down to which answers are tried, each with its share of delta: those that more rows are
-    known to than to the next finer one, as long as they are enough rows. Raises UsageError where they never are."""
-    known = calibration.known.sum(0)
+    known to than to the next finer one, as long as they are enough rows for each of ``tests`` thresholds to have its
+    share. Raises UsageError where they never are."""
+    known = counts_of(calibration)
     caps = [i + 1 for i in range(len(known)) if i + 1 == len(known) or known[i] > known[i + 1]]
     while caps:
-        needed = rows_needed(risk, delta / len(caps))
+        needed = rows_needed(risk, delta / len(caps) / tests)
         enough = [cap for cap in caps if known[cap - 1] >= needed]
         if len(enough) == len(caps):
             return caps
         # Fewer share delta, and each then needs fewer rows.
         caps = enough or ([max(caps, key=lambda cap: known[cap - 1])] if len(caps) > 1 else [])
-    raise UsageError(_too_few(calibration, rows_needed(risk, delta), f"a risk of {_percent(risk)} at delta {delta:g}"))
+    what = f"a risk of {_percent(risk)} at delta {delta:g}"
+    raise UsageError(_too_few(calibration, rows_needed(risk, delta / tests), what))
 
 
 def _passing(
@@ -223,18 +229,26 @@ def _sequence(validation: Scores, cap: int, rows: int, risk: float, delta: float
     return sorted({0.0, *steps.tolist()}, reverse=True)
 
 
-def _too_few(calibration: Scores, needed: int, what: str) -> str:
-    counts = ", ".join(f"{level} {n}" for level, n in zip(calibration.levels, calibration.known.sum(0)))
+def counts_of(calibration: Scores) -> list[int]:
+    """How many rows count at each level."""
+    return [int(counted_at(calibration, i).sum()) for i in range(len(calibration.levels))]
+
+
+def _too_few(calibration: Scores, needed: int, what: str, of: str = "") -> str:
+    counts = ", ".join(f"{level} {n}" for level, n in zip(calibration.levels, counts_of(calibration)))
     return (
-        f"{what} needs {needed} calibration rows whose label is known, even if none is answered wrongly, and this "
-        f"model has fewer at every level ({counts}): ask for a higher risk, or train on more labelled rows, a tenth of "
-        "which are kept for calibration"
+        f"{what} needs {needed} calibration rows{of} whose label is known, even if none is answered wrongly, and this "
+        f"model has fewer{' of each' if of else ''} at every level ({counts}): ask for a higher risk, or train on more "
+        "labelled rows, a tenth of which are kept for calibration"
     )
 
 
 def _conditions(level: str) -> str:
     where = f"known at level {level}" if level != "that is judged" else "known at the level that is judged"
-    return f"as long as inputs are like the calibration rows and labels are missing at random: only rows {where} count"
+    return (
+        "as long as inputs are like the calibration rows and labels are missing at random, which neither the class nor "
+        f"the input itself may influence: only rows {where} count"
+    )
 
 
 def _percent(share: float) -> str:

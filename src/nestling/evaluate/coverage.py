@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nestling.errors import UsageError
-from nestling.evaluate.answered import Backoff, fixed, outcome
-from nestling.evaluate.backoff import DELTA, GUARANTEES, back_off
+from nestling.evaluate.answered import Backoff, fixed, known_to, outcome
+from nestling.evaluate.backoff import DELTA, GUARANTEES, back_off, counts_of
 from nestling.evaluate.decide import CONFIDENT
 from nestling.evaluate.scores import Scores
 
@@ -38,9 +38,13 @@ def backoff_metrics(held: Mapping[str, Scores], test: Scores) -> dict[str, Any]:
 
 
 def figures(backoff: Backoff, test: Scores) -> dict[str, Any]:
-    """What came of answering rows so."""
+    """What came of answering rows so. An answer counts where the label is known as deep as any may go: of rows known
+    only coarsely no deep answer could be checked, and coarse ones are right more often."""
     result = outcome(test, backoff.depth_of(test))
-    return {"answered": result.answered, "depth": result.depth, "error": result.risk, "n": result.counted}
+    cap = sum(bool(np.isfinite(threshold).any()) for threshold in backoff.thresholds)
+    checked = known_to(test, max(cap, 1))
+    judged = outcome(checked, backoff.depth_of(checked))
+    return {"answered": result.answered, "depth": result.depth, "error": judged.risk, "n": judged.counted}
 
 
 def curve(test: Scores) -> dict[str, list[float]]:
@@ -70,4 +74,4 @@ def _at(held: Mapping[str, Scores], test: Scores, risk: float, guarantee: str) -
 
 
 def _known(calibration: Scores | None, test: Scores) -> np.ndarray:
-    return np.zeros(len(test.levels)) if calibration is None else calibration.known.sum(0)
+    return np.zeros(len(test.levels)) if calibration is None else np.array(counts_of(calibration))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Predictor:
         preprocessing: AnyPreprocessing,
         device: str = "auto",
         scores: Mapping[str, Scores] | None = None,
+        init: str | None = None,
     ) -> None:
         self.runtime = Runtime.choose(device, "fp32")
         self.runtime.prepare(model)
@@ -43,6 +45,8 @@ class Predictor:
         self.preprocessing = preprocessing
         self.scores = dict(scores or {})
         """Of calibration and validation rows, on which a risk is guaranteed."""
+        self.init = init
+        """The run that training began from, whose own training rows a guarantee must not rest on."""
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -86,12 +90,16 @@ class Predictor:
 
     def alarm(self, rate: float) -> Alarm:
         """When a path is called unknown; raises as ``evaluate.unknowns.alarm``."""
-        return alarm(self.scores.get("calibration"), rate)
+        return alarm(self.scores.get("calibration"), self.scores.get("validation"), rate)
 
     def back_off(self, risk: float, *, guarantee: str = "ltt", delta: float = DELTA, per: str = "all") -> Backoff:
         """The thresholds that keep a risk, and what they promise; raises as ``evaluate.backoff.back_off``."""
         parts = self.scores.get("calibration"), self.scores.get("validation")
-        return back_off(*parts, risk, guarantee=guarantee, delta=delta, per=per)
+        chosen = back_off(*parts, risk, guarantee=guarantee, delta=delta, per=per)
+        if self.init is None:
+            return chosen
+        also = f"and as long as {self.init}, from which training began, has learned from none of them"
+        return replace(chosen, text=f"{chosen.text}, {also}")
 
     def set_thresholds(self, risk: float | None) -> dict[str, float]:
         """For each level the least probability of a class in its prediction set; levels with too few rows are left out.

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from nestling.errors import UsageError
+from nestling.evaluate.answered import counted_at
 from nestling.evaluate.guarantee import check_share, rows_needed_on_average, set_threshold
 from nestling.evaluate.scores import Scores
 from nestling.taxonomy import Taxonomy
@@ -20,7 +21,7 @@ def set_thresholds(calibration: Scores | None, risk: float) -> dict[str, float]:
     needed, found = rows_needed_on_average(risk), {}
     for i, level in enumerate(calibration.levels if calibration is not None else ()):
         assert calibration is not None
-        known = calibration.known[:, i]
+        known = counted_at(calibration, i)
         if known.sum() >= needed:
             found[level] = set_threshold(calibration.truth[known, i], risk)
     if not found:

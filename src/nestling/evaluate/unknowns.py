@@ -21,7 +21,7 @@ from nestling.models.model import Model, Outputs
 from nestling.taxonomy import Taxonomy
 
 FALSE_ALARM = 0.05
-"""Of rows of known classes, called unknown at a level: where nothing else is asked for."""
+"""Of rows of known classes, called unknown: where nothing else is asked for."""
 NAMED = 5
 """Classes that a text names."""
 
@@ -90,17 +90,29 @@ class Alarm:
         return found
 
 
-def alarm(calibration: Scores | None, rate: float) -> Alarm:
-    """The alarm that at most ``rate`` of the rows of known classes raise at each level, on average over calibration
-    rows. Raises UsageError where these are too few."""
+def alarm(calibration: Scores | None, validation: Scores | None, rate: float) -> Alarm:
+    """The alarm that at most ``rate`` of the rows of known classes raise, at any level, on average over calibration
+    rows: split conformal, on the least rank of a row's confidences among those of validation rows at their levels.
+
+    Without validation rows each level has its share of the rate. Raises UsageError for too few calibration rows.
+    """
     check_share("false-alarm", rate)
-    needed, count = rows_needed_on_average(rate), 0 if calibration is None else len(calibration)
+    ranked = validation is not None and len(validation) > 0
+    share = rate if ranked or calibration is None else rate / len(calibration.levels)
+    needed, count = rows_needed_on_average(share), 0 if calibration is None else len(calibration)
     if calibration is None or count < needed:
         raise UsageError(
             f"a false-alarm rate of {100 * rate:g} % needs {needed} calibration rows, and this model has {count}: ask "
             "for a higher rate, or train on more rows"
         )
-    least = [set_threshold(calibration.confidence[:, i], rate) for i in range(len(calibration.levels))]
+    if validation is None or not ranked:
+        least = [set_threshold(calibration.confidence[:, i], share) for i in range(len(calibration.levels))]
+    else:
+        columns = list(zip(np.sort(validation.confidence, axis=0).T, calibration.confidence.T, strict=True))
+        ranks = [np.searchsorted(others, mine, "right") for others, mine in columns]
+        rank = int(set_threshold(np.min(ranks, axis=0), rate))
+        # A rank below it is a confidence below this one.
+        least = [others[rank - 1] if rank else -np.inf for others, _ in columns]
     return Alarm(calibration.taxonomy, calibration.levels, np.array(least))
 
 
@@ -113,15 +125,15 @@ def unknown_metrics(
     """The entry ``unknown`` of metrics.json.
 
     ``known``: ``novelty`` of rows of known classes; ``others``: by name, that of other rows and the number (n,) of the
-    level from which each is unknown. For each level the false alarms, and of each set: ``n`` rows unknown there, how
-    many raise the alarm there or above, AUROC and FPR95 of every score; ``placed``, the share of a set's rows that are
-    called unknown at just the level from which they are.
+    level from which each is unknown. For each level the share of known rows that raise the alarm there or above, and of
+    each set: ``n`` rows unknown there, how many of these do, AUROC and FPR95 of every score; ``placed``, the share of a
+    set's rows that are called unknown at just the level from which they are.
     """
     levels = []
     for i, level in enumerate(raised.levels):
         entry: dict[str, Any] = {
             "name": level,
-            "false_alarms": float((1 - known["path"][:, i] < raised.least[i]).mean()),
+            "false_alarms": float((1 - known["path"][:, : i + 1] < raised.least[: i + 1]).any(1).mean()),
             "n": len(known["path"]),
         }
         for name, (scores, since) in others.items():

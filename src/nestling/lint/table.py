@@ -21,6 +21,7 @@ from nestling.data.tables import SUFFIXES, read_table, split_files, split_name
 from nestling.lint.finding import Finding
 from nestling.taxonomy import Taxonomy
 from nestling.tree import Integers
+from nestling.tree_check import no_classes
 
 Names = list[str | None]
 
@@ -149,6 +150,9 @@ def read_source(
         splits = [split_name(value or "") or (value or "").strip() for value in rows.splits]
     column_of = level_columns(rows, place, taxonomy, levels)
     order = tuple(column_of) if taxonomy is None else taxonomy.levels
+    for level in order if taxonomy is None else ():
+        if all(value is None for value in rows.columns[column_of[level]]):
+            raise no_classes(level)
     more = {"id": rows.ids, "group": rows.groups, **rows.columns}
     taken = {*order, *column_of.values()}
     others = {name: values for name, values in more.items() if values and name not in taken}
