@@ -132,6 +132,9 @@ def test_answers_that_keep_a_risk(run: Path, folder: Path) -> None:
     found = [one for one in json.loads(done.out) if "path" in one]
     predictor = from_pretrained(run)
     backoff = predictor.back_off(0.2, guarantee="crc")
+    assert "from which training began" not in backoff.text
+    predictor.init = "runs/before"
+    assert "as long as runs/before, from which training began" in predictor.back_off(0.2, guarantee="crc").text
     least = backoff.thresholds[0][0]
     for one in found:
         deep = sum(confidence >= least for confidence in one["confidence"])

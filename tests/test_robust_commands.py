@@ -142,6 +142,7 @@ def test_a_training_starts_from_another_run(run: Path, place: Path) -> None:
         arguments = ("train", source, "--method", method, "--init", run, *options, *still, *more)
         succeed(*arguments, "--out", out / method)
         given, tuned = load_bundle(run).model, load_bundle(out / method).model
+        assert from_pretrained(out / method).init == str(run)
         assert isinstance(given, NestedModel) and isinstance(tuned, NestedModel)
         assert tuned.config["backbone"] == "conv:4/8" and tuned.taxonomy.levels != given.taxonomy.levels
         for (name, mine), theirs in zip(tuned.backbone.named_parameters(), given.backbone.parameters(), strict=True):

@@ -145,11 +145,14 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert all(level["n"] == 32 for level in found["levels"])
 
     other = tree(tmp_path / "other", {"x/y": 6, "x/z": 6})
-    done = succeed("evaluate", run, "--false-alarm", "0.2", "--unknown", other, "--json", "-")
+    loose = other / "x" / "y"
+    done = succeed("evaluate", run, "--false-alarm", "0.2", "--unknown", other, "--unknown", loose, "--json", "-")
     unknown = json.loads(done.out)["unknown"]
-    assert unknown["sets"] == ["held out", str(other)] and unknown["rate"] == 0.2
+    assert unknown["sets"] == ["held out", str(other), str(loose)] and unknown["rate"] == 0.2
     coarse, fine = unknown["levels"]
-    assert fine["held out"]["n"] == 6 and "held out" not in coarse and coarse[str(other)]["n"] == 2
+    assert fine["held out"]["n"] == 6 and "held out" not in coarse
+    # All rows where there is no test split, and pictures without class folders.
+    assert coarse[str(other)]["n"] == 12 and coarse[str(loose)]["n"] == 6
     assert set(fine["held out"]["auroc"]) == {"path", "softmax", "energy"}
     assert "called unknown at just their level" in succeed("evaluate", run, "--false-alarm", "0.2").out
     refused = nestling("evaluate", run, "--false-alarm", "0.005")

@@ -20,7 +20,7 @@ from nestling.commands.unknown import HELD_OUT, measure_unknown
 from nestling.commands.words import attack_lines, score_lines
 from nestling.data.distortions import parse_distortion
 from nestling.data.hold_out import hold_out
-from nestling.data.sources import has_split, load_data
+from nestling.data.sources import has_own_test_rows, load_data
 from nestling.data.tables import split_name
 from nestling.data.text import loaded_for
 from nestling.data.transforms import Preprocessing
@@ -132,7 +132,7 @@ def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:
         if isinstance(form, Preprocessing) and is_flat(source):
             found[source] = loose_pictures(source, (form.height, form.width), form.channels, bad == "skip")
         else:
-            split = "test" if has_split(source, "test", command.data_dir) else "all"
+            split = "test" if has_own_test_rows(source, command.data_dir) else "all"
             found[source] = load_data(source, split, command.data_dir, **loaded_for(form), on_bad_image=bad)
     return found
 

@@ -161,6 +161,12 @@ def has_split(source: str | Path, split: str, data_dir: str | Path | None = None
     return split in available_splits(source, data_dir)
 
 
+def has_own_test_rows(source: str | Path, data_dir: str | Path | None = None) -> bool:
+    """Whether the source has a test split of its own, none that is cut off. Raises as ``load_data``."""
+    found = resolve(source, data_dir)
+    return found.cut_from is None and "test" in found.available
+
+
 def has_column(source: str | Path, column: str, data_dir: str | Path | None = None, seed: int = 0) -> bool:
     """Whether any split of the source has such a column. Raises as ``load_data``."""
     return any(column in rows.columns for rows in resolve(source, data_dir, seed).splits.values())
