@@ -232,6 +232,7 @@ def test_codes_of_a_data_set_stay_within_its_classes() -> None:
     for code in (2, -2):
         with pytest.raises(DataError, match=f"a label is {code}, and the data set has 2 classes"):
             LabelledData.from_dataset(Two([(PIXELS[0], code)]))
+    assert LabelledData.from_arrays(PIXELS[:2], [0, [1]]).labels.tolist() == [[0], [1]]
     for labels, said in ((np.array([0, -5]), "a label is -5"), (np.zeros((2, 1, 1), int), r"an array \(2, 1, 1\)")):
         with pytest.raises(DataError, match=said):
             LabelledData.from_arrays(PIXELS[:2], labels)

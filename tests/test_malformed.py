@@ -23,6 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from nestling import LabelledData
+from nestling.errors import NestlingError
 from running import nestling
 
 LIMIT = 5
@@ -71,9 +73,14 @@ def tables(draw: st.DrawFn) -> Case:
     source = draw(st.sampled_from(["t.csv", "t.tsv"]))
     fix = draw(st.sampled_from([(), ("--fix", "OUT/copy.csv"), ("--fix", "OUT/copy")]))
     levels = draw(st.sampled_from([(), ("--levels", "coarse,fine"), ("--levels", "fine")]))
-    return Case(
-        {source: content, "a": PICTURES["PNG"]}, ("lint", f"IN/{source}", *levels, *fix, "--json", "OUT/l.json")
-    )
+    checked = ("lint", f"IN/{source}", *levels, *fix, "--json", "OUT/l.json")
+    command = draw(st.sampled_from([checked, planned(f"IN/{source}", levels)]))
+    return Case({source: content, "a": PICTURES["PNG"]}, command)
+
+
+def planned(source: str, levels: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """All of a training but its steps: the source is read and cut, the method chosen, the network built."""
+    return ("train", source, *levels, "--dry-run", "--out", "OUT/run")
 
 
 @st.composite
@@ -116,7 +123,7 @@ def pictures(draw: st.DrawFn) -> Case:
         suffix = draw(st.sampled_from([".png", ".jpg", ".gif", ".tif", ".webp", ".PNG", ".txt"]))
         files[f"{draw(st.sampled_from(['a/x', 'a', 'b/y', 'b/y/z', '.']))}/{number + 3}{suffix}"] = bytes(content[:end])
     fix = draw(st.sampled_from([(), ("--fix", "OUT/copy")]))
-    return Case(files, ("lint", "IN", *fix, "--json", "-"))
+    return Case(files, draw(st.sampled_from([("lint", "IN", *fix, "--json", "-"), planned("IN")])))
 
 
 @st.composite
@@ -187,8 +194,25 @@ def check(case: Case) -> None:
         assert not list((root / "here").iterdir()) and sorted(p.name for p in root.iterdir()) == ["here", "in", "out"]
 
 
-cases = st.one_of(tables(), tables(), taxonomies(), pictures(), configurations())
 relaxed = settings(suppress_health_check=list(HealthCheck))
+label = st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | name
+labels = st.lists(label | st.lists(label, max_size=3) | st.dictionaries(name, label, max_size=2), max_size=5)
+
+
+@settings(relaxed, max_examples=200)
+@given(labels, st.booleans())
+def test_labels_in_memory_are_taken_or_refused(given_labels: list, array: bool) -> None:
+    inputs = np.zeros((len(given_labels), 4, 4), np.uint8)
+    with warnings.catch_warnings(), limited():
+        warnings.simplefilter("ignore")
+        try:
+            data = LabelledData.from_arrays(inputs, np.array(given_labels, object) if array else given_labels)
+        except NestlingError:
+            return
+    assert len(data) == len(given_labels)
+
+
+cases = st.one_of(tables(), tables(), taxonomies(), pictures(), configurations())
 
 
 @settings(relaxed, max_examples=200)

@@ -135,11 +135,14 @@ def _cells(row: Any) -> Any:
 
 
 def _numbers(labels: Any) -> bool:
-    """Whether it is a list of whole numbers, or of rows of them."""
+    """Whether it is a list of whole numbers, or of rows of as many of them."""
     if isinstance(labels, Mapping) or not isinstance(labels, Sequence) or isinstance(labels, str):
         return False
-    rows = [row if isinstance(row, tuple | list) else (row,) for row in labels]
-    return bool(rows) and all(
+    several = [isinstance(row, tuple | list) for row in labels]
+    if any(several) and not all(several):
+        return False
+    rows = labels if any(several) else [(value,) for value in labels]
+    return len({len(row) for row in rows}) == 1 and all(
         isinstance(value, int | np.integer) and not isinstance(value, bool) for row in rows for value in row
     )
 
