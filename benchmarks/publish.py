@@ -145,6 +145,23 @@ def of_concepts(result: dict[str, Any]) -> list[str]:
     return table(result, columns, ("ERM", "EL", "CL", "HRRL", "group DRO"))
 
 
+def on_disjoint_subsets(result: dict[str, Any]) -> list[str]:
+    """The README's lines of Table 1: each set's accuracies, and the paper's fine ones."""
+    columns = {f"{level} accuracy": level for level in ("coarse", "middle", "fine")}
+    rows = [row for row in dict.fromkeys(r["row"] for r in result["table"]) if not row.endswith(("rejection", "CRM"))]
+    paper = {(r["row"], r["column"]): r["paper"] for r in result["table"] if r["paper"] is not None}
+    cells = cells_of(result)
+    lines = [
+        [
+            row,
+            *(cells.get((row, c), "-") for c in columns),
+            f"{100 * paper[row, 'fine accuracy']:.1f}" if (row, "fine accuracy") in paper else "-",
+        ]
+        for row in rows
+    ]
+    return grid([*columns.values(), "fine, the paper"], lines)
+
+
 def distorted(result: dict[str, Any]) -> list[str]:
     """The README's lines of nested learning at the authors' label rates."""
     columns = {"fine accuracy strength 0": "fine accuracy", "fine overconfidence strength 0": "overconfidence"}
@@ -163,6 +180,7 @@ def searched(result: dict[str, Any]) -> list[str]:
 README: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
     "layerwise": ("layerwise-cifar10", at_depth),
     "robust": ("robust-concepts", of_concepts),
+    "table 1": ("nested-table1", on_disjoint_subsets),
     "nested": ("nested-distortion", distorted),
     "coins": ("coins-small", searched),
 }
