@@ -22,6 +22,7 @@ from nestling.data.text import TextEncoding
 from nestling.engine.fit import fit
 from nestling.errors import DataError
 from nestling.methods.baselines import EndToEnd
+from nestling.methods.coins import Coins
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.prune import Compression
 from nestling.methods.robust import Robust
@@ -476,7 +477,8 @@ def test_the_papers_recipes_take_a_step(name: str, made: Trial) -> None:
     # Weights, their gradients and momentum, and what the step itself needs.
     if 16 * sum(p.numel() for p in model.parameters()) > MOST:
         pytest.skip("does not fit into 4 GB")
-    recipe = replace(recipe, epochs=1, steps_per_epoch=1, batch_size=2)
+    # Proxies are made after the first half.
+    recipe = replace(recipe, epochs=2 if isinstance(recipe, Coins) else 1, steps_per_epoch=1, batch_size=2)
     layers = 1
     if isinstance(recipe, Layerwise):
         layers = recipe.num_blocks // recipe.together
