@@ -31,17 +31,21 @@ from small import quick
 
 def test_strengths_are_compared_with_end_to_ends() -> None:
     cells = [
-        Cell(f"mnist: {NESTED}", epsilon_at(0.5), 0.3),
-        Cell(f"mnist: {TWIN}", epsilon_at(0.5), 0.1),
-        Cell(f"mnist: {MARGINAL}", epsilon_at(0.5), 0.05),
+        Cell(f"mnist: {NESTED}", epsilon_at(0.6), 0.3),
+        Cell(f"mnist: {TWIN}", epsilon_at(0.6), 0.1),
+        Cell(f"mnist: {MARGINAL}", epsilon_at(0.6), 0.05),
         # Nothing to compare with: the other reaches no such error.
         Cell(f"mnist: {NESTED}", epsilon_at(0.75), 0.4),
+        Cell(f"mnist: {NESTED}", epsilon_at(0.6, combined=True), 0.2),
+        Cell(f"mnist: {TWIN}", epsilon_at(0.6, combined=True), 0.1),
     ]
     found = {(cell.row, cell.column): cell.value for cell in ratios(cells)}
     assert found == {
-        (f"mnist: {NESTED}", ratio_at(0.5)): pytest.approx(3),
-        (f"mnist: {TWIN}", ratio_at(0.5)): 1,
-        (f"mnist: {MARGINAL}", ratio_at(0.5)): pytest.approx(0.5),
+        (f"mnist: {NESTED}", ratio_at(0.6)): pytest.approx(3),
+        (f"mnist: {TWIN}", ratio_at(0.6)): 1,
+        (f"mnist: {MARGINAL}", ratio_at(0.6)): pytest.approx(0.5),
+        (f"mnist: {NESTED}", ratio_at(0.6, combined=True)): pytest.approx(2),
+        (f"mnist: {TWIN}", ratio_at(0.6, combined=True)): 1,
     }
 
 
@@ -52,11 +56,10 @@ def test_the_papers_table_stands_beside_both_sets() -> None:
     for source in ("mnist", "cifar10"):
         claims = {claim.id: claim for claim in ATTACKS_TABLE.claims}
         assert claims[f"{source}-fgsm-coarse-over-end-to-end"].paper == pytest.approx(0.616)
-        assert (claims[f"{source}-twice-the-noise-at-50"].least, claims[f"{source}-twice-the-noise-at-50"].paper) == (
-            1,
-            1,
-        )
-    assert unit_of(ATTACKS_TABLE, ratio_at(0.5))[1] == unit_of(ATTACKS_TABLE, epsilon_at(0.5))[1] == ".4g"
+        for which in ("60", "75", "60-combined", "75-combined"):
+            harder = claims[f"{source}-twice-the-noise-at-{which}"]
+            assert (harder.least, harder.paper) == (1, 1)
+    assert unit_of(ATTACKS_TABLE, ratio_at(0.6))[1] == unit_of(ATTACKS_TABLE, epsilon_at(0.6))[1] == ".4g"
     assert {unit_of(ATTACKS_TABLE, accuracy(level, "FGSM"))[2] for level in LEVELS} == {"%"}
 
 
@@ -87,3 +90,6 @@ def test_only_rows_that_were_fooled_are_read(monkeypatch: pytest.MonkeyPatch) ->
         assert cells[accuracy("coarse", name)].count == sum(wrong.samples) == round(30 * wrong.value)
         assert cells[turned("coarse", name)].count == round(30 * (wrong.value - (1 - clean.value))) > 0
     assert np.isfinite(cells["strength of strong"].value)
+    for combined in ("", ", combined"):
+        clean = cells[accuracy("fine", "clean", combined=bool(combined))].value
+        assert cells[f"fine error{combined} epsilon 0"].value == pytest.approx(1 - clean)
