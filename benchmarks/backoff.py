@@ -51,11 +51,10 @@ def digits(seed: int = 0) -> Set:
 
 
 def cifar100(seed: int = 0) -> Set:
-    """7,000 training rows, 1,000 validation rows, and the 10,000 test rows as the pool."""
-    rows, _ = cut(load_data("cifar100", "train"), (0.16, 0.84), seed)
-    train, validation = cut(rows, (7 / 8, 1 / 8), seed)
-    recipe = Nested(epochs=(2, 10), batch_size=64)
-    return learn(train, validation, load_data("cifar100", "test"), recipe, "conv:16/32/64", seed)
+    """45,000 training rows, 5,000 validation rows, and the 10,000 test rows as the pool."""
+    train, validation = cut(load_data("cifar100", "train"), (0.9, 0.1), seed)
+    recipe = Nested(epochs=(2, 16), batch_size=128, optimizer=Optimizer(lr=3e-3))
+    return learn(train, validation, load_data("cifar100", "test"), recipe, "conv:32/64/128", seed)
 
 
 def learn(
@@ -140,7 +139,10 @@ def main() -> None:
 
 
 def claim(name: str, row: str, risk: float, values: dict[str, np.ndarray]) -> dict:
-    """ltt: the risk is kept in at least 90 % of the splits; crc: on average, within two standard errors."""
+    """ltt: the risk is kept in at least 90 % of the splits; crc: on average, within two standard errors.
+
+    Nothing is decided where most splits answer no row: no answer is never wrong.
+    """
     count, text = len(values["risk"]), f"{name}: {row} keeps a risk of {100 * risk:g} %"
     if row == "crc":
         mean, error = float(values["risk"].mean()), float(values["risk"].std(ddof=1) / count**0.5)
@@ -151,8 +153,10 @@ def claim(name: str, row: str, risk: float, values: dict[str, np.ndarray]) -> di
         error = (ours * (1 - ours) / count) ** 0.5
         holds, interval = ours >= 1 - DELTA, [ours - 2 * error, ours + 2 * error]
         text += f" in at least {100 * (1 - DELTA):g} % of the splits"
+    said = float((values["answered"] > 0).mean()) > 0.5
+    verdict = "underpowered" if not said else "holds" if holds else "does not hold"
     return {"id": f"{name}-{row}-{risk:g}".replace(" ", "-").replace(",", ""), "text": text, "paper": None,
-            "ours": ours, "interval": interval, "verdict": "holds" if holds else "does not hold"}  # fmt: skip
+            "ours": ours, "interval": interval, "verdict": verdict}  # fmt: skip
 
 
 if __name__ == "__main__":
