@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -52,10 +53,10 @@ def linear(train: LabelledData, validation: LabelledData, test: LabelledData) ->
     for number, level in enumerate(test.taxonomy.levels):
         judged = validation.subset(np.flatnonzero(validation.labels[:, number] >= 0))
         right = {
-            strength: (alone.probabilities(number, strength, judged).argmax(1) == judged.labels[:, number]).mean()
-            for strength in STRENGTHS
+            strength: (alone.probabilities(number, strength, judged).argmax(1) == judged.labels[:, number]).sum()
+            for strength in (STRENGTHS if len(judged) else ())
         }
-        best = max(STRENGTHS, key=lambda strength: right[strength])
+        best = max(STRENGTHS, key=lambda strength: right.get(strength, 0))
         separate[level] = torch.from_numpy(together.probabilities(number, best, test))
     combined = combine_levels(list(separate.values()), test.taxonomy)
     none = {level: torch.zeros(len(test), dtype=torch.float64) for level in separate}
@@ -78,7 +79,12 @@ class Regressions:
         from sklearn.linear_model import LogisticRegression
 
         rows = np.flatnonzero(self.labels[:, level] >= 0)
-        made = LogisticRegression(C=strength, max_iter=ITERATIONS).fit(self.features[rows], self.labels[rows, level])
+        with warnings.catch_warnings():
+            # Of few rows twenty classes look like numbers.
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            made = LogisticRegression(C=strength, max_iter=ITERATIONS).fit(
+                self.features[rows], self.labels[rows, level]
+            )
         found = np.zeros((len(asked), self.taxonomy.width(self.taxonomy.levels[level])))
         found[:, made.classes_] = made.predict_proba(self.vectorizer.transform(texts_of(asked)))
         return found
