@@ -94,7 +94,7 @@ def _row(label: Any, names: Sequence[str] | None) -> Any:
     if isinstance(names, Sequence) and isinstance(label, int | np.integer) and not isinstance(label, bool):
         if not -1 <= label < len(names):
             raise DataError(f"a label is {label}, and the data set has {len(names)} classes: 0 to {len(names) - 1}")
-        return (None if label == -1 else str(names[label]),)
+        return (None if label == -1 else str(names[int(label)]),)
     return (label,)
 
 

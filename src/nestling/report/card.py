@@ -190,10 +190,10 @@ def _limitations(content: Content) -> list[str]:
     return ["## Limitations", "", *lines, CLOSED_WORLD, ""]
 
 
-def _purpose(content: Content, searches: bool) -> str:
+def _purpose(content: Content, taxonomy: Taxonomy, searches: bool) -> str:
     """What the model is for, in a sentence or two."""
     if not searches:
-        levels = ", ".join(md(level) for level in content.taxonomy.levels)
+        levels = ", ".join(md(level) for level in taxonomy.levels)
         return f"A classifier that answers at the deepest level it is confident of: {levels}."
     answered = ", ".join(md(level) for level in summary.level_names(content))
     also = f" It also classifies at the level it learned from: {answered}." if answered else ""
@@ -250,7 +250,7 @@ def render_card(
         *_front_matter(method, licence, searches),
         f"# {md(name)}",
         "",
-        f"{_purpose(content, searches)} Trained by the method *{md(method)}* of the library nestling.",
+        f"{_purpose(content, taxonomy, searches)} Trained by the method *{md(method)}* of the library nestling.",
         "",
         *([f"**{md(headline.badge)}.** {md(headline.text, 500)}", ""] if metrics.get("levels") else []),
         *([md(metrics["verdict"], 2000), ""] if metrics.get("verdict") else []),
