@@ -62,8 +62,8 @@ ADDED: dict[str, dict[str, Any]] = {
     "instances": {"weight": 0.1},
 }
 NESTED, FLAT = "cascade", ("flat", "flat at 1e-2")
-FINAL = ("nothing", "hard, averaged")
-"""What the screen left."""
+FINAL = ("nothing", "averaged", "surer, averaged")
+"""What the screen left: in the lead on most settings, for the cascade and for the flat softmax."""
 
 TEMPERATURE, QUEUE, MOMENTUM = 0.2, 2048, 0.99
 """Of the instance term."""
