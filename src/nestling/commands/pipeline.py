@@ -94,8 +94,7 @@ class Pipeline:
         stages = self.within_minutes(train, validation, stages)
         parts = [part for part in (train, validation, test) if part is not None]
         self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
-        notes = notes_of(train, validation, test)
-        notes += unteachable(self.recipe, train)
+        notes = notes_of(train, validation, test) + unteachable(self.recipe, train)
         notes += unweighted(train, self.recipe.concepts_at(train))
         if self.options.get("init"):
             notes.append(

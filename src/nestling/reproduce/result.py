@@ -76,7 +76,10 @@ def text_of(table: Table, result: dict[str, Any]) -> list[str]:
         titles = ["", *(f"{column} {unit_of(table, column)[2]}" for column in group)]
         lines += [*aligned([titles, *body], 1), ""]
     lines += [f"Mean and standard deviation over seeds ({len(result['seeds'])}); the paper's number in brackets.", ""]
-    lines += [claim_text(claim, unit_of(table, of.more[1])) for of, claim in zip(table.claims, result["claims"])]
+    columns_of = {claim.id: claim.more[1] for claim in table.claims}
+    # A result may be older than the table, and have claims that it has no more.
+    claims = [claim for claim in result["claims"] if claim["id"] in columns_of]
+    lines += [claim_text(claim, unit_of(table, columns_of[claim["id"]])) for claim in claims]
     floor = result["floor"]
     lines += [
         "",
