@@ -14,6 +14,7 @@ from nestling.engine.optim import build_optimizer, set_rate
 from nestling.methods.recipe import Optimizer
 from nestling.models.build import build_model
 from nestling.models.nested import NestedModel
+from nestling.models.text import READ, TextBackbone
 from nestling.models.words import NETWORK, SCALE, WIDEST, AlongGradient, LinearWords, is_first
 from nestling.taxonomy import Taxonomy
 
@@ -130,6 +131,18 @@ def test_scores_join_logits_and_features() -> None:
         assert torch.allclose(found.logits[level], without.logits[level] + words[level], rtol=1e-4, atol=1e-3)
         assert torch.equal(found.features[level][:, -width:], words[level].softmax(1))
     assert all(model.words in model.parts(level) for level in WIDTHS)
+
+
+def test_convolutions_read_the_beginning_and_the_linear_model_all(model: LinearWords) -> None:
+    same = "red car " * (READ // 2)
+    texts = TextEncoding().encode([same + "red tree", same + "red grass"])
+    network = TextBackbone([6, 8]).eval()
+    for map_ in network(texts):
+        assert torch.equal(map_[0], map_[1])
+    assert network(texts)[0].shape == (2, 6, 1, READ)
+    torch.nn.init.normal_(model.table)
+    scores = counted(model, texts)(texts)["fine"]
+    assert not torch.allclose(scores[0], scores[1])
 
 
 def test_a_copy_is_moved_alike(model: LinearWords) -> None:

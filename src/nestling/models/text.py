@@ -14,12 +14,14 @@ from nestling.data.text import KINDS
 PREFIX = "text:"
 HASHES = 2**15
 """Embeddings of each kind, each of which several of the encoding's buckets share; 0 stands for nothing here, too."""
+READ = 256
+"""Words at the beginning of a text that are convolved; the linear model beside the network has them all."""
 KERNELS = (1, 3, 5)
 """Words that the convolutions of a stage see at once, side by side."""
 
 
 class TextBackbone(nn.Module):
-    """Encoded texts (b, 2, 1, length) to maps (b, channels, 1, length / 2^stage).
+    """Encoded texts (b, 2, 1, length) to maps (b, channels, 1, min(length, READ) / 2^stage).
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ class TextBackbone(nn.Module):
         self.pool = nn.MaxPool2d((1, 2), ceil_mode=True)
 
     def forward(self, texts: Tensor) -> list[Tensor]:
-        folded = fold(texts)
+        folded = fold(texts[..., :READ])
         found = sum(embedding(folded[:, kind, 0]) for kind, embedding in enumerate(self.embeddings))
         assert isinstance(found, Tensor)
         current, maps = found.transpose(1, 2).unsqueeze(2), []
