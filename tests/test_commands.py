@@ -520,6 +520,10 @@ def test_other_rows(digits: Path, colours: Path, tmp_path: Path, monkeypatch: py
     done = succeed("evaluate", colours, "--source", own, "--split", "all")
     assert "all: 3 rows" in done.out
     assert done.err == "columns taken as levels by their position: 'kind' as 'coarse', 'sort' as 'fine'\n"
+    # A column that the model has no level for is not read, which is said.
+    table(own, ["path", "coarse", "sort"], lines)
+    done = succeed("evaluate", colours, "--source", own, "--split", "all")
+    assert done.err == "not read, for no level of the taxonomy is called so: 'sort'\n"
     table(own, ["path", "label"], [line[:2] for line in lines])
     found = json.loads(succeed("evaluate", colours, "--source", own, "--split", "all", "--json", "-").out)
     assert [entry["n"] for entry in found["levels"]] == [3, 0]

@@ -33,8 +33,11 @@ def encode(
     Raises ``UsageError`` for a level that is no column, ``DataError`` for a column that cannot be a level, and, naming
     rows, for labels that contradict each other or are not in the taxonomy.
     """
-    columns = level_columns(concatenate(list(splits.values())), name, taxonomy, levels)
+    everything = concatenate(list(splits.values()))
+    columns = level_columns(everything, name, taxonomy, levels)
     notes = by_position(columns) if taxonomy is not None else ()
+    if levels is None:
+        notes += left_out(everything, columns)
     order = tuple(columns) if taxonomy is None else taxonomy.levels
     tables = {split: _table(rows, columns, order, taxonomy) for split, rows in splits.items()}
     if taxonomy is None:
@@ -97,6 +100,12 @@ def by_position(columns: Mapping[str, str]) -> tuple[str, ...]:
     """What to say where columns are levels of other names by their order alone."""
     pairs = [f"{column!r} as {level!r}" for level, column in columns.items() if level not in ("*", column)]
     return (f"columns taken as levels by their position: {', '.join(pairs)}",) if pairs else ()
+
+
+def left_out(rows: Rows, columns: Mapping[str, str]) -> tuple[str, ...]:
+    """What to say of columns that could be levels and are none of a given taxonomy's."""
+    others = [column for column in rows.columns if column not in columns.values()]
+    return (f"not read, for no level of the taxonomy is called so: {listed(others)}",) if others else ()
 
 
 def level_columns(
