@@ -50,10 +50,11 @@ from nestling.reproduce.verdict import difference
 
 RUNS = Path("runs/choose/self-training")
 SOURCES = ("mnist", "fashion_mnist", "cifar100")
-STEPS = {"steps_per_epoch": 20, "batch_size": 64, "patience": None}
+STEPS = {"steps_per_epoch": 20, "batch_size": 64, "selection": "likelihood"}
 RATES = (3e-3, 1e-2)
 ADDED: dict[str, dict[str, Any]] = {
     "nothing": {},
+    "last epoch": {"selection": "last"},
     "averaged": {"averaged": True},
     "hard": {"self_training": 1.0, "certain": 0.8},
     "hard, averaged": {"self_training": 1.0, "certain": 0.8, "averaged": True},
@@ -62,7 +63,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "instances": {"weight": 0.1},
 }
 NESTED, FLAT = ("cascade", "cascade at 1e-2"), ("flat", "flat at 1e-2")
-FINAL = ("nothing", "averaged", "surer, averaged")
+FINAL = ("nothing", "last epoch", "surer, averaged", "averaged")
 """What the screen left: in the lead on most settings, for the cascade and for the flat softmax."""
 AT_BEST = (NESTED[0], FLAT[0])
 """The networks of the final, each at the rate that leads in the screen where weights are averaged."""
@@ -114,7 +115,8 @@ INSTANCES: dict[type[Recipe], type[Recipe]] = {Nested: NestedInstances, FlatMarg
 
 def recipe(kind: type[Recipe], added: Mapping[str, Any], rate: float, **fields: Any) -> Recipe:
     """A network's recipe, with what is added."""
-    return (INSTANCES[kind] if "weight" in added else kind)(**STEPS, optimizer=Optimizer(lr=rate), **fields, **added)
+    kind = INSTANCES[kind] if "weight" in added else kind
+    return kind(**{**STEPS, **added}, optimizer=Optimizer(lr=rate), **fields)
 
 
 def candidates(levels: int) -> dict[str, Recipe]:
@@ -206,7 +208,8 @@ def main(
     run_jobs(
         [
             Job(f"{source} {fine} {name} {seed}", carry_out, (source, fine, name, seed))
-            for (source, fine), seed, name in product(settings, seeds, names)
+            for extra, (source, fine), seed, network in product(extras, settings, seeds, networks)
+            for name in (f"{network}: {extra}",)
         ]
     )
     table: list[dict[str, Any]] = []

@@ -230,9 +230,11 @@ def test_the_plan_leaves_the_model_alone(data: LabelledData) -> None:
     model = small_model(data)
     before, config, state = weights(model), json.dumps(model.config), torch.get_rng_state()
     grads = [p.requires_grad for p in model.parameters()]
-    planned = plan(RECIPES["nested, the paper's"], model, data)
-    assert [stage.name for stage in planned] == ["coarse", "middle", "fine", "rejection", "temperature"]
-    assert [stage.chosen for stage in planned] == [True, True, True, False, False]
+    for selection in ("last", "likelihood"):
+        planned = plan(replace(RECIPES["nested, the paper's"], selection=selection), model, data)
+        assert [stage.name for stage in planned] == ["coarse", "middle", "fine", "rejection", "temperature"]
+        assert [stage.chosen for stage in planned] == [selection == "likelihood"] * 3 + [False, False]
+        assert [stage.metric for stage in planned] == ["validation loss"] * 3 + [None, None]
     assert model.state_dict().keys() == before.keys(), "the rejection layers were added"
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert json.dumps(model.config) == config
@@ -331,9 +333,11 @@ def test_patience(patience: int | None, epochs: int, toy_data: LabelledData) -> 
 
 
 @pytest.mark.parametrize("name", ["flat-marginal", "end-to-end"])
-def test_validation_loss_chooses_in_every_method(name: str, data: LabelledData) -> None:
-    """At a rate that is too high epochs rise and fall; what is kept is what training up to the best of them gives."""
-    recipe = replace(RECIPES[name], epochs=6, optimizer=Optimizer(lr=0.1, schedule="constant"))
+def test_validation_loss_chooses_where_it_is_asked_to(name: str, data: LabelledData) -> None:
+    """At a rate that is too high epochs rise and fall; what is kept is what training up to the best of them gives, or
+    up to the last, whose losses are recorded all the same."""
+    last = replace(RECIPES[name], epochs=6, optimizer=Optimizer(lr=0.1, schedule="constant"), patience=1)
+    recipe = replace(last, selection="likelihood", patience=None)
     run = quick(recipe, data)
     losses = [record["validation loss"] for record in run.history]
     best = int(np.argmin(losses))
@@ -341,6 +345,12 @@ def test_validation_loss_chooses_in_every_method(name: str, data: LabelledData) 
     shorter = quick(replace(recipe, epochs=best + 1), data)
     assert [record["validation loss"] for record in shorter.history] == losses[: best + 1]
     assert_same_weights(run.model, shorter.model)
+    assert "patience" in last.idle and "patience" not in recipe.idle
+    longest = quick(last, data)
+    assert [record["validation loss"] for record in longest.history] == losses
+    assert not torch.equal(longest.model.head["fine"].weight, shorter.model.head["fine"].weight)
+    shortest = quick(replace(last, epochs=best + 1), data)
+    assert_same_weights(shortest.model, shorter.model)
 
 
 # Rates ---------------------------------------------------------------------------------------------------------------

@@ -34,13 +34,13 @@ def recipes() -> dict[str, Recipe]:
 
     return {
         "nested": Nested(
-            epochs=(5, 5, 50), steps_per_epoch=10, batch_size=64, optimizer=Optimizer(lr=3e-3), patience=None
+            epochs=(5, 5, 50), steps_per_epoch=10, batch_size=64, optimizer=Optimizer(lr=3e-3), selection="likelihood"
         ),
         "end-to-end": EndToEnd(
-            epochs=60, steps_per_epoch=10, batch_size=64, optimizer=Optimizer(lr=1e-3), patience=None
+            epochs=60, steps_per_epoch=10, batch_size=64, optimizer=Optimizer(lr=1e-3), selection="likelihood"
         ),
         "flat-marginal": FlatMarginal(
-            epochs=60, steps_per_epoch=10, batch_size=64, optimizer=Optimizer(lr=3e-3), patience=None
+            epochs=60, steps_per_epoch=10, batch_size=64, optimizer=Optimizer(lr=3e-3), selection="likelihood"
         ),
     }
 

@@ -41,7 +41,7 @@ class Judge(ABC):
 
 
 class BySelection(Judge):
-    """The method chooses its epoch by validation rows, and its settings by the same score."""
+    """The method compares its epochs by validation rows, and its settings by the same score."""
 
     def __init__(self, stages: Sequence[StagePlan], method: str) -> None:
         chosen = [stage for stage in stages if stage.metric]
@@ -49,9 +49,13 @@ class BySelection(Judge):
             raise UsageError(f"{method} keeps its last epoch, so there is no validation score to search by")
         assert chosen[-1].metric is not None
         self.stage, self.metric, self.mode = chosen[-1].name, chosen[-1].metric, chosen[-1].mode
+        self.last = not chosen[-1].chosen
 
     def score(self, run: Run) -> float:
         scores = [r[self.metric] for r in run.history if r["stage"] == self.stage and self.metric in r]
+        if scores and self.last:
+            # Of the weights that are kept, after the temperature, which is worth more to some settings than to others.
+            return float(run.metrics[self.metric])
         if not scores:
             raise UsageError(NO_ROW)
         return max(scores) if self.mode == "max" else min(scores)

@@ -80,6 +80,7 @@ def twin(
         balance="levels",
         augmentation=recipe.augmentation,
         patience=recipe.patience,
+        selection="likelihood" if any(stage.chosen for stage in trained) else "last",
         worst_of=concepts if isinstance(recipe, Robust) and recipe.by_worst_concept else None,
     )
 

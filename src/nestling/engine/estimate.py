@@ -97,7 +97,7 @@ def measure(run: StageRun, made: Features | None, workers: int, steps: int) -> E
     """The estimate of one stage, on maps ``made``, or on rows that ``workers`` processes will decode."""
     model, objective, stage, order = run.engine.model, run.objective, run.stage, run.order
     held = sum(t.nbytes for module in (model, objective) for t in tensors_of(module))
-    kept = held * (1 + (stage.select is not None))
+    kept = held * (1 + (stage.select is not None and stage.select.keeps))
     if order is None:
         return Estimate(name=stage.name, parameters=kept, gradients=0, optimizer=0, activations=0, peak=0, seconds=0.0)
     set_modes(stage, model, objective)

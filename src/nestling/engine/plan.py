@@ -28,7 +28,7 @@ class StagePlan:
     chosen: bool
     """Whether the epochs are compared, and the best one is kept."""
     metric: str | None = None
-    """What they choose it by, as a run's history names it; None where the last epoch is kept."""
+    """What the epochs are compared by, as a run's history names it; None where they are not."""
     mode: str = "min"
     """Whether less of it is better, or more: min or max."""
     assumes: str | None = None
@@ -63,7 +63,7 @@ def describe(stage: Stage) -> StagePlan:
         num_rows=len(rows),
         batch_size=stage.batch_size,
         num_trainable=trainable,
-        chosen=stage.select is not None,
+        chosen=stage.select is not None and stage.select.keeps,
         metric=stage.select.name if stage.select is not None else None,
         mode=stage.select.mode if stage.select is not None else "min",
         follows=stage.epochs > 0 and not stage.own_epochs,

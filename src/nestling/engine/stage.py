@@ -68,7 +68,7 @@ class StageRun(StageState):
             if self.order is not None:
                 done = state.epoch * self.order.steps + state.step
                 self.board = TensorBoard(self.engine.folder.path, f"{self.number:02d}-{stage.name}", done)
-        if stage.select is not None and self.judge is None:
+        if stage.select is not None and stage.select.keeps and self.judge is None:
             self.engine.reporter.say(f"stage {stage.name}: no labelled row to compare epochs by, the last one is kept")
         try:
             if self.order is not None:
@@ -286,7 +286,8 @@ class StageRun(StageState):
         state.losses.append(loss)
         if state.best is None or loss < state.best:
             state.best, state.stale = loss, 0
-            self.best = {name: tensor.clone() for name, tensor in self.weights().items()}
+            if judge.select.keeps:
+                self.best = {name: tensor.clone() for name, tensor in self.weights().items()}
         else:
             state.stale += 1
         return record

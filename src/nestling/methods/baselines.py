@@ -18,7 +18,12 @@ import numpy as np
 from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError
-from nestling.methods.calibrate import select_by_likelihood, select_by_worst_concept, temperature_stage
+from nestling.methods.calibrate import (
+    SelectionOptions,
+    select_by_likelihood,
+    select_by_worst_concept,
+    temperature_stage,
+)
 from nestling.methods.concepts import concepts_named
 from nestling.methods.recipe import Recipe, Stage, check, of_stage
 from nestling.methods.self_training import SelfTrainingOptions
@@ -28,7 +33,7 @@ from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Term
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flat(SelfTrainingOptions, Recipe):
+class Flat(SelfTrainingOptions, SelectionOptions, Recipe):
     """Abstract. One stage, one softmax, and the temperature that every method gets."""
 
     skips: bool = True
@@ -41,17 +46,22 @@ class Flat(SelfTrainingOptions, Recipe):
     """The softmax reads the backbone's last map, without nested learning's decoder: as beside robust training."""
     worst_of: str | None = None
     """Epochs are compared by the worst class of this level, or by the worst of the column of concepts, as beside robust
-    training; by likelihood by default."""
+    training, whatever ``selection`` says."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check("hidden", self.hidden, least=0)
         check("dropout", self.dropout, least=0, most=0.99)
         self.check_self_training()
+        self.check_selection()
 
     @property
     def idle(self) -> dict[str, str]:
-        return super().idle | self.idle_self_training()
+        return super().idle | self.idle_selection() | self.idle_self_training()
+
+    @property
+    def keeps_best(self) -> bool:
+        return super().keeps_best or self.worst_of is not None
 
     def network(self) -> NetworkOptions:
         return NetworkOptions(
@@ -74,7 +84,7 @@ class Flat(SelfTrainingOptions, Recipe):
             )
         batch_size = self.batch_for(len(rows))
         levels = data.taxonomy.levels
-        select = select_by_likelihood(levels)
+        select = select_by_likelihood(levels, self.keeps_best)
         if self.worst_of is not None:
             select = select_by_worst_concept(concepts_named(data, self.worst_of))
         stage = Stage(
@@ -91,7 +101,7 @@ class Flat(SelfTrainingOptions, Recipe):
             balance=self.balance,
             augmentation=Augmentation.parse(self.augmentation, model.config["input_shape"]),
             select=select,
-            patience=self.patience,
+            patience=self.patience if self.keeps_best else None,
         )
         yield self.taught(stage, model)
         yield temperature_stage(model, data, self.optimizer)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from nestling.data.dataset import LabelledData
+from nestling.errors import unknown
 from nestling.methods.recipe import Context, Optimizer, Select, Stage
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
@@ -18,10 +21,34 @@ from nestling.objectives.calibration import (
 )
 from nestling.objectives.terms import CrossEntropy
 
+SELECTIONS = ("last", "likelihood")
 
-def select_by_likelihood(levels: tuple[str, ...]) -> Select:
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """The field of a recipe that says which epoch of a stage is kept."""
+
+    selection: str = "last"
+    """last, or likelihood: the epoch whose answers are the likeliest on validation rows."""
+
+    def check_selection(self) -> None:
+        """Raise UsageError for an unknown one."""
+        if self.selection not in SELECTIONS:
+            raise unknown("selection", self.selection, SELECTIONS)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether epochs are compared to keep the best one."""
+        return self.selection == "likelihood"
+
+    def idle_selection(self) -> dict[str, str]:
+        """As ``Recipe.idle``, of what waits for a better epoch."""
+        return {} if self.keeps_best else {"patience": "selection = 'likelihood'"}
+
+
+def select_by_likelihood(levels: tuple[str, ...], keeps: bool = True) -> Select:
     """Keep the epoch whose answers, over every level known, have the highest likelihood on the validation rows."""
-    return Select(negative_log_likelihood, "validation loss", "min", levels)
+    return Select(negative_log_likelihood, "validation loss", "min", levels, keeps=keeps)
 
 
 def select_by_worst_concept(level: str) -> Select:

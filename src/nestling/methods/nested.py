@@ -16,7 +16,7 @@ import numpy as np
 from nestling.data.dataset import LabelledData
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
-from nestling.methods.calibrate import select_by_likelihood, temperature_stage
+from nestling.methods.calibrate import SelectionOptions, select_by_likelihood, temperature_stage
 from nestling.methods.concepts import ConceptOptions
 from nestling.methods.recipe import Optimizer, Recipe, Stage, check, of_stage
 from nestling.methods.self_training import SelfTrainingOptions
@@ -33,7 +33,7 @@ REJECTION_RATE = 5e-2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nested(ConceptOptions, SelfTrainingOptions, Recipe):
+class Nested(ConceptOptions, SelfTrainingOptions, SelectionOptions, Recipe):
     """Coarse, middle and fine predictions from one network, trained in cascade on partly labelled data."""
 
     method: ClassVar[str] = "nested"
@@ -75,12 +75,17 @@ class Nested(ConceptOptions, SelfTrainingOptions, Recipe):
         check("hidden", self.hidden, least=0)
         check("dropout", self.dropout, least=0, most=0.99)
         self.check_self_training()
+        self.check_selection()
         check("concept_strength", self.concept_strength, above=0)
 
     @property
     def idle(self) -> dict[str, str]:
         labelled = self.cascade and not self.marginal
-        return super().idle | self.idle_self_training("marginal, or cascade = false" if labelled else None)
+        return (
+            super().idle
+            | self.idle_selection()
+            | self.idle_self_training("marginal, or cascade = false" if labelled else None)
+        )
 
     def network(self) -> NetworkOptions:
         return NetworkOptions(skips=self.skips, norm=self.norm, hidden=self.hidden, dropout=self.dropout)
@@ -111,8 +116,8 @@ class Nested(ConceptOptions, SelfTrainingOptions, Recipe):
                 balance=self.balance,
                 balance_level=level,
                 augmentation=augmentation,
-                select=select_by_likelihood(levels[: i + 1]),
-                patience=self.patience,
+                select=select_by_likelihood(levels[: i + 1], self.keeps_best),
+                patience=self.patience if self.keeps_best else None,
             )
             yield self.taught(stage, model)
         if self.calibration in ("rejection", "both"):

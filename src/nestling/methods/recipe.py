@@ -95,6 +95,8 @@ class Select:
     """validation, or train: the stage's own rows, without augmentation."""
     start: bool = False
     """The weights that the stage begins with are compared too."""
+    keeps: bool = True
+    """The best epoch's weights are kept; false records the metric of every epoch, and the last one's are."""
     concepts: str | None = None
     """The level, or the column, of the concepts that the metric is told of each row."""
 
@@ -200,7 +202,7 @@ class Recipe(ABC):
     augmentation: str = "auto"
     """auto (by the kind of image), none, affine, crop, crop-mirror, crop-mirror-cutout or strong."""
     patience: int | None = None
-    """Stop a stage after so many epochs without a better validation loss; the best epoch is kept in any case."""
+    """Stop a stage after so many epochs without a better validation loss, where the best epoch is kept."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "steps_per_epoch"):

@@ -129,6 +129,7 @@ def nested(scale: str, at: Setting, **more: Any) -> Nested:
         epochs=at.epochs,
         hidden=at.network.hidden,
         dropout=at.network.dropout,
+        selection="likelihood",
         **budget(scale, len(at.epochs)),
     )
     return replace(made, **more)
@@ -142,6 +143,7 @@ def flat(scale: str, kind: type[EndToEnd] | type[FlatMarginal], at: Setting, **m
         epochs=at.epochs[-1],
         hidden=at.network.hidden,
         dropout=at.network.dropout,
+        selection="likelihood",
         **budget(scale, 1),
     )
     return replace(made, **paced(scale, at, at.epochs[-1]), **more)
