@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nestling.models.by_level import ByLevel
+
 
 class Calibration(nn.Module):
     """Turns the logits of a head into probabilities of its real classes and the probability of rejection.
@@ -23,9 +25,9 @@ class Calibration(nn.Module):
         self.rejection_temperature: Tensor
         self.register_buffer("temperature", torch.ones(len(sizes)))
         self.register_buffer("rejection_temperature", torch.ones(len(sizes)))
-        self.rejection = nn.ModuleDict()
+        self.rejection = ByLevel()
 
-    def add_rejection(self) -> nn.ModuleDict:
+    def add_rejection(self) -> ByLevel:
         """Give every head a second linear layer, on normalised features, with one more class: the last one rejects."""
         device = self.temperature.device
         for head, (dimension, width) in self.sizes.items():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nestling.errors import UsageError
 from nestling.models.auxiliary import AuxiliaryClassifier, Matching
+from nestling.models.by_level import ByLevel
 from nestling.models.convnet import Block, Trunk
 from nestling.models.heads import Calibration
 from nestling.models.model import Answers, Model, Outputs
@@ -53,7 +54,7 @@ class LayerwiseModel(Model):
         if taken := {f"layer-{j + 1}" for j in range(len(trunk.blocks))} & set(taxonomy.levels):
             raise UsageError(f"a level is named {min(taken)!r}, as the output behind a layer is: rename the level")
         self.blocks = nn.ModuleList(trunk.blocks)
-        self.auxiliary = nn.ModuleDict()
+        self.auxiliary = ByLevel()
         self.levels_at = tuple(levels_at)
         self.hidden, self.norm, self.ensemble = hidden, norm, ensemble
         self.widths = [width * 2**times for times in trunk.doublings()]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nestling.errors import UsageError
 from nestling.models.backbones import conv_block
+from nestling.models.by_level import ByLevel
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
 from nestling.models.text import TextBackbone
@@ -64,9 +65,9 @@ class NestedModel(Model):
         self.skips = skips
         width = max(channels[-1] // 2, 4)
         texts = isinstance(backbone, TextBackbone)
-        self.decoder = nn.ModuleDict()
-        self.hidden = nn.ModuleDict()
-        self.head = nn.ModuleDict()
+        self.decoder = ByLevel()
+        self.hidden = ByLevel()
+        self.head = ByLevel()
         self.source: dict[str, int] = {}
         previous, sizes = channels[-1], {}
         for number, level in enumerate(taxonomy.levels):
