@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestling.commands.notes import unteachable
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
 from nestling.errors import UsageError
@@ -148,5 +147,5 @@ def test_a_full_set_of_labels_leaves_nothing_to_teach() -> None:
     data = rows()
     full = data.subset(np.flatnonzero(data.finest_known() == 2))
     taught = Nested(self_training=1.0)
-    assert len(full) and "no effect" in unteachable(taught, full)[0]
-    assert not unteachable(taught, data) and not unteachable(Nested(), data)
+    assert len(full) and "no effect" in taught.remarks(full)[0]
+    assert not taught.remarks(data) and not Nested().remarks(data)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from nestling.data.dataset import LabelledData
 from nestling.methods.recipe import Context, Stage, check
 from nestling.models.model import Model
 from nestling.objectives.self_training import SelfTraining
@@ -64,6 +65,12 @@ class SelfTrainingOptions:
         if self.averaged:
             found["patience"] = "a method that chooses its epoch, and averaged weights are those of the last one"
         return found
+
+    def remarks(self, data: LabelledData) -> list[str]:
+        """As ``Recipe.remarks``."""
+        if not self.self_training or (data.finest_known() < len(data.taxonomy.levels) - 1).any():
+            return []
+        return ["warning: self_training has no effect: every training row is labelled at every level"]
 
     def taught(self, stage: Stage, model: Model) -> Stage:
         """The stage, with what these options add to it; as it is, where none of its rows lacks a label."""
