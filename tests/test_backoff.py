@@ -207,6 +207,16 @@ def test_too_few_rows_say_how_many_are_needed(toy_taxonomy: Taxonomy) -> None:
         set_thresholds(rows(toy_taxonomy, 18, 0)[0], 0.05)
 
 
+def test_few_rows_are_all_looked_at_before_none_is_answered(toy_taxonomy: Taxonomy) -> None:
+    """46 rows prove 5 %, if none of the 45 surest is wrong: nine tenths of them would not do."""
+    few, many = (rows(toy_taxonomy, count, 0)[0] for count in (46, 400))
+    right = replace(few, columns=few.labels)
+    assert "answers down to level fine" in back_off(right, many, 0.05).text
+    wrong = replace(few, columns=np.roll(few.labels, 1, axis=0))
+    text = back_off(wrong, many, 0.05).text
+    assert "(45 without an error would prove it, or 77 with one)" in text and "ask for a higher risk" in text
+
+
 def test_without_validation_rows_every_threshold_takes_its_share(toy_taxonomy: Taxonomy) -> None:
     test, _ = rows(toy_taxonomy, 8000, 0)
     found = [

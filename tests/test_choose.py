@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nestling.commands.choose import cut_short
 from nestling.data.dataset import LabelledData
 from nestling.engine.fit import fit
+from nestling.engine.plan import StagePlan
 from nestling.errors import UsageError
 from nestling.methods import EndToEnd
 from nestling.methods.choose import RULES, Seen, choose_epochs, choose_method, within
@@ -74,6 +76,15 @@ def test_epochs_within_a_time_by_hand() -> None:
     assert within(stages, 3) == ((1, 3), 85)
 
 
+def test_half_of_the_steps_is_enough_without_a_warning() -> None:
+    def stages(steps: int) -> list[StagePlan]:
+        return [StagePlan("own", 3, 7, 9, 1, 1, False, follows=False), StagePlan("fine", 1, steps, 9, 1, 1, False)]
+
+    assert cut_short(stages(100), stages(50), 10, 1) == ""
+    told = cut_short(stages(100), stages(30), 10, 9)
+    assert "30 of 100 steps fit into --minutes 10 for each of 9 trainings" in told and "about 34 minutes" in told
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 100), st.integers(1, 500), st.floats(0.1, 1e4)), min_size=1, max_size=4),
     st.floats(0, 1e4),
@@ -97,6 +108,31 @@ def test_coarse_labels_alone_choose_search_and_say_why(tmp_path: Path) -> None:
     assert "batch_size: 32 (for " in done.err
 
 
+def test_a_column_that_is_still_empty_is_a_level_to_come(tmp_path: Path) -> None:
+    """Where it is named as one: search learns what would be told apart there."""
+    tree(tmp_path / "tree", FOUR)
+    files = sorted((tmp_path / "tree").rglob("*.png"))
+    source = table(tmp_path / "0.csv", ["path", "kind", "breed"], [[file, file.parent.name, ""] for file in files])
+    done = succeed("train", source, "--dry-run", *QUICK, "--out", tmp_path / "run")
+    assert "empty in every row, so no level: 'breed'; --levels kind,breed makes a level" in done.err
+    assert "method: nested (there is a single level" in done.err
+    done = succeed("train", source, "--levels", "kind,breed", "--out", tmp_path / "run", *QUICK)
+    assert "method: coins (no training row is labelled at level 'breed' (rows" in done.err
+    assert "no row is labelled at 'breed' yet" in done.err
+    # Labels that come later are no hindrance to the model, which has none of their classes.
+    lines = [[file, file.parent.name, f"{file.parent.name}{number % 2}"] for number, file in enumerate(files)]
+    table(source, ["path", "kind", "breed"], lines)
+    assert "rows" in succeed("evaluate", tmp_path / "run").out
+
+
+def test_search_says_which_labels_it_leaves_unused(tmp_path: Path) -> None:
+    source = tree(tmp_path / "tree", FOUR)
+    command = ("train", source, "--method", "coins", "--dry-run", *QUICK, "--out", tmp_path / "run")
+    assert "labelled at level 'fine' too: --set label_level=fine learns from those" in succeed(*command).err
+    assert "label_level" not in succeed(*command, "--set", "label_level=fine").err
+    assert "label_level" not in succeed(*command, "--known", "coarse=1,fine=0").err
+
+
 def test_a_mix_chooses_robust_and_memory_layerwise(tmp_path: Path) -> None:
     source = tree(tmp_path / "tree", FOUR)
     mix = table(tmp_path / "mix.csv", ["class", "share"], [["red", 0.3], ["blue", 0.7]])
@@ -115,12 +151,14 @@ def test_minutes_choose_epochs_and_a_resume_keeps_them(tmp_path: Path) -> None:
     began = time.monotonic()
     planned = succeed(*command, "--dry-run", "--out", tmp_path / "run")
     assert "within the minutes: " in planned.err and "100,000" not in planned.out
+    assert "worse than they could be; about " in planned.err
     assert not (tmp_path / "run").exists()
     done = succeed(*command, "--out", tmp_path / "run")
     assert "within the minutes: " in done.err and "measured by a few steps" in done.err
     # A hundred thousand epochs would take hours; how long these took is no test of a busy machine.
     assert time.monotonic() - began < 300
     recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())
+    assert "worse than they could be" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert recipe["given"]["epochs"] == 100000 and '"epochs": ' in recipe["derived"]["epochs in time"]["value"]
     assert "is finished" in succeed(*command, "--out", tmp_path / "run").err
     refuse(2, ["minutes: 0.1 there, 5"], *command[:-1], "5", "--out", tmp_path / "run")

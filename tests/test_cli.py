@@ -246,11 +246,11 @@ def missing_file(here: Path) -> tuple[Path, int, list[str]]:
     return rows(here, ["pictures/none.png", "red", "a"]), 3, ["pictures/none.png", "there is no such file"]
 
 
-def coarse_alone(here: Path) -> tuple[Path, int, list[str]]:
+def no_labels(here: Path) -> tuple[Path, int, list[str]]:
     source = rows(here)
-    text = re.sub(r",[abcd]$", ",", source.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r",[a-z]+,[abcd]$", ",,", source.read_text(encoding="utf-8"), flags=re.MULTILINE)
     source.write_text(text, encoding="utf-8")
-    return source, 3, ["level 'fine' has no classes", "leave it out of the levels", "label rows"]
+    return source, 3, ["no row is labelled", "'coarse', 'fine'"]
 
 
 def texts(here: Path) -> tuple[Path, int, list[str]]:
@@ -273,9 +273,13 @@ def no_path_column(here: Path) -> tuple[Path, int, list[str]]:
     return table(here / "source.csv", ["file", "kind"], [["0.png", "a"]]), 3, ["no column 'path'", "'file', 'kind'"]
 
 
+def path_in_capitals(here: Path) -> tuple[Path, int, list[str]]:
+    return table(here / "source.csv", ["Path", "kind"], [["0.png", "a"]]), 3, ["rename 'Path' to 'path'"]
+
+
 DATA = [
-    bad_picture, empty_folder, no_class_folders, too_few_rows, no_unicode, contradiction, missing_file, coarse_alone,
-    texts, ragged_table, unique_column, no_path_column,
+    bad_picture, empty_folder, no_class_folders, too_few_rows, no_unicode, contradiction, missing_file, no_labels,
+    texts, ragged_table, unique_column, no_path_column, path_in_capitals,
 ]  # fmt: skip
 
 
@@ -307,9 +311,13 @@ def test_an_unreadable_picture_can_be_left_out(here: Path) -> None:
     source, _, _ = bad_picture(here)
     done = succeed("train", source, "--out", "run", "--on-bad-image", "skip", *QUICK)
     assert re.search(r"left out, because unreadable: 1 of \d+ pictures: .*3\.png", done.err)
-    done = succeed("evaluate", "run", "--split", "all", "--on-bad-image", "skip")
-    assert "31 rows" in done.out and re.search(r"left out.*3\.png", done.err)
-    refuse(3, ["3.png", "--on-bad-image skip"], "evaluate", "run", "--split", "all")
+    for more in ((), ("--on-bad-image", "skip")):
+        # What the training was told holds for whoever reads its source.
+        done = succeed("evaluate", "run", "--split", "all", *more)
+        assert "31 rows" in done.out and re.search(r"left out.*3\.png", done.err)
+    assert "left out" in succeed("index", "run", source, "--out", "index").err
+    assert "labels are probably wrong" in succeed("evaluate", "run", "--errors").out
+    refuse(3, ["3.png", "--on-bad-image skip"], "evaluate", "run", "--split", "all", "--on-bad-image", "error")
 
 
 # Run folders.

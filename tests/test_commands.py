@@ -63,7 +63,7 @@ def check_run(run: Path, levels: list[str], done: Done | None = None) -> dict[st
     """The files of a finished run, its figures, and that the bundle answers."""
     assert set(FILES) <= {path.name for path in run.iterdir()}
     # Groups that are never divided may leave no row for calibration.
-    assert {path.name for path in (run / "model").iterdir()} - {"scores.safetensors"} == {
+    assert {path.name for path in (run / "model").iterdir()} - {"scores.safetensors", "rows.safetensors"} == {
         "README.md", "config.json", "model.safetensors", "taxonomy.json",
     }  # fmt: skip
     metrics = figures(run)

@@ -16,7 +16,7 @@ from nestling.data.sources import load_data
 from nestling.lint import SEVERITY, lint
 from nestling.lint.classes import pairs_alike
 from nestling.lint.inputs import perceived
-from running import refuse, succeed
+from running import nestling, refuse, succeed
 
 TREE = {"setter": "dog", "husky": "dog", "tabby": "cat", "siamese": "cat"}
 EACH = 6
@@ -397,9 +397,31 @@ def test_a_spelling_is_mended_before_parents_are_compared(tmp_path: Path) -> Non
     assert {row["coarse"] for row in mended} == {"dog", "cat"}
 
 
-def test_a_level_without_a_label_is_refused_as_training_refuses_it(tmp_path: Path) -> None:
+def test_columns_that_are_no_levels_are_put_in_doubt_before_the_rows(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    for number, row in enumerate(made.rows):
+        row["remark"] = ("n/a", "good")[number % 2]
+    made.header.append("remark")
+    done = nestling("lint", made.write())
+    assert done.code == 3 and "most classes of 'remark' stand under several of 'fine'" in done.out
+    assert "with --levels a,b,c" in done.out
+    assert nestling("lint", made.csv, "--levels", "coarse,fine").code == 0
+
+
+def test_a_mend_says_which_labels_it_changes(tmp_path: Path) -> None:
+    made = Made(tmp_path)
+    made.rows[3]["coarse"] = "cat"
+    done = nestling("lint", made.write(), "--fix", tmp_path / "mended.csv")
+    changed = [line for line in done.err.splitlines() if line.startswith(str(tmp_path / "3.png"))]
+    assert changed == [f"{tmp_path / '3.png'}: fine 'setter' is forgotten"]
+
+
+def test_a_column_without_a_label_is_no_level_as_in_training(tmp_path: Path) -> None:
     made = Made(tmp_path)
     for row in made.rows:
         row["breed"] = ""
     made.header.append("breed")
-    refuse(3, ["level 'breed' has no classes"], "lint", made.write())
+    source = made.write()
+    assert "empty in every row, so no level: 'breed'" in succeed("lint", source).out
+    assert "no row is labelled at 'breed' yet" in succeed("lint", source, "--levels", "coarse,fine,breed").out
+    refuse(3, ["level 'breed' has no classes"], "lint", source, "--levels", "coarse,breed,fine")

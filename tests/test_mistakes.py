@@ -102,7 +102,6 @@ def test_the_command_finds_wrong_rows_of_a_table(tmp_path: Path) -> None:
     rows = {int(Path(entry["item"]).stem) for entry in found[: len(planted)]}
     assert len(rows & planted) >= len(planted) - 1
     assert len(list((run / "folds").glob("2-of-2-*"))) == 1
-    refuse(2, ["leave --source out"], "evaluate", run, "--errors", "--folds", "2", "--source", tmp_path / "rows.csv")
     refuse(2, ["add --errors"], "evaluate", run, "--folds", "2")
     assert nestling("evaluate", run / "model", "--errors", "--folds", "2").code == 2
 

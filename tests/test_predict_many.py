@@ -81,11 +81,33 @@ def test_a_table_goes_on_behind_its_last_whole_line(
     # The file that could not be read was read by the first call, and is listed by the second.
     assert done.code == 3 and "torn" in done.err.splitlines()[-1]
     assert torn.read_bytes() == whole.read_bytes() and not torn.with_name("torn.csv.state").exists()
-    # Another command begins anew, and so does one that wants all answers as JSON.
-    Table(torn, {"other": 1}).add([{"input": "a"}])
+    # One that wants all answers as JSON begins anew.
     done = nestling(*command, torn, "--json", tmp_path / "all.json")
     assert torn.read_bytes() == whole.read_bytes()
     assert len(json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))) == 31
+    assert nestling(*command, torn, "--json", tmp_path / "all.json").code == 3
+
+
+def test_what_lies_there_is_not_written_over(run: Path, folder: Path, tmp_path: Path) -> None:
+    """Neither a table of somebody's own, nor half the answers to something else; a test for each way to lose one."""
+    own = tmp_path / "labels.csv"
+    own.write_text("path,coarse\n1.png,red\n", encoding="utf-8")
+    before = own.read_bytes()
+    refuse(2, ["labels.csv is there and holds no answers", "another name"], "predict", run, folder, "--csv", own)
+    refuse(2, ["labels.csv is there and holds no answers"], "predict", run, folder, "--json", own)
+    notes = tmp_path / "notes.json"
+    notes.write_text('[{"path": "1.png"}]', encoding="utf-8")
+    refuse(2, ["notes.json is there"], "predict", run, folder, "--csv", tmp_path / "new.csv", "--json", notes)
+    assert own.read_bytes() == before and not (tmp_path / "new.csv").exists()
+    other = tmp_path / "other.csv"
+    Table(other, {"other": 1}).add([{"input": "a"}])
+    before = other.read_bytes()
+    for more in ((), ("--json", tmp_path / "all.json")):
+        refuse(2, ["the unfinished answers of another model"], "predict", run, folder, "--csv", other, *more)
+    assert other.read_bytes() == before and not (tmp_path / "all.json").exists()
+    (tmp_path / "empty.csv").touch()
+    assert nestling("predict", run, folder, "--csv", tmp_path / "empty.csv").code == 3
+    assert len(rows(tmp_path / "empty.csv")) == 31
 
 
 def rows_of_json(run: Path, folder: Path) -> list[dict[str, str]]:

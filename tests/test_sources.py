@@ -254,7 +254,7 @@ def test_groups_stay_whole_in_the_cut(tmp_path: Path) -> None:
         ("text,fine\nä,b\n".encode("latin-1"), "t.csv: line 2 is not UTF-8: save the table as UTF-8"),
         ("text,fine\na,b\n".encode("utf-16"), "is not UTF-8"),
         (b"text\na\n", "there is no column of labels"),
-        (b"text,fine\na,\nb,\n", "level 'fine' has no classes"),
+        (b"text,fine\na,\nb,\n", "no row is labelled: the columns 'fine' are empty"),
         (b"text,split,fine\na,,b\n", "t.csv row 0: the column 'split' is empty"),
         (b"text,split,fine\na,all,b\n", "the split 'all' stands for every row"),
         (b"path,fine\nmissing.png,b\n", "missing.png: there is no such file"),

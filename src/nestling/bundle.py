@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from nestling import __version__
 from nestling.data.decode import MAX_PIXELS
+from nestling.data.sides import Sides
 from nestling.data.split import one_of_each_group
 from nestling.data.text import AnyPreprocessing, preprocessing_of
 from nestling.engine.run import Run
@@ -31,7 +33,18 @@ FORMAT = 1
 FILES = ("model.safetensors", "config.json", "taxonomy.json")
 SCORES = "scores.safetensors"
 """Of calibration and validation rows: what any risk is guaranteed on. Absent where there are no such rows."""
-ABOUT: dict[str, type] = {"source": str, "seed": int, "levels": list, "concepts": dict, "hold_out": dict, "init": str}
+ROWS = "rows.safetensors"
+"""Marks of the rows that the run was given, by which they stay on their side of the cut whatever labels come later."""
+ABOUT: dict[str, type] = {
+    "source": str,
+    "seed": int,
+    "levels": list,
+    "concepts": dict,
+    "hold_out": dict,
+    "init": str,
+    "on_bad_image": str,
+    "qualify_names": bool,
+}
 """What config.json remembers for ``nestling evaluate``, where it says anything of it."""
 LARGEST = 16 * 2**30
 """Bytes of weights; a file past it is refused before it is read."""
@@ -48,6 +61,8 @@ class Bundle:
     config: dict[str, Any]
     scores: dict[str, Scores]
     """Of the ``calibration`` and ``validation`` rows, where there were any."""
+    sides: Sides | None = None
+    """Which rows it was trained and tested on, where that was kept."""
 
     @property
     def tree(self) -> Taxonomy:
@@ -75,12 +90,13 @@ def save_bundle(
     preprocessing: AnyPreprocessing,
     card: str | None = None,
     scores: Mapping[str, Scores] | None = None,
+    sides: Sides | None = None,
     **about: Any,
 ) -> None:
     """Write the bundle folder ``path``, whole or not at all.
 
-    ``card`` is the README.md; ``scores`` are what ``held_scores`` gives; ``about`` goes into config.json (source, seed,
-    …) and must be JSON.
+    ``card`` is the README.md; ``scores`` are what ``held_scores`` gives, ``sides`` the rows that it was trained and
+    tested on; ``about`` goes into config.json (source, seed, …) and must be JSON.
     """
     config = {
         "format": FORMAT,
@@ -107,6 +123,7 @@ def save_bundle(
             "taxonomy.json": json.dumps(model.taxonomy.to_dict(), indent=1, ensure_ascii=False).encode(),
             "README.md": card.encode(),
             **({SCORES: save(_tensors(scores))} if scores else {}),
+            **({ROWS: save({name: torch.from_numpy(part) for name, part in vars(sides).items()})} if sides else {}),
         },
     )
 
@@ -169,6 +186,7 @@ def load_bundle(path: Path | str) -> Bundle:
         model = rebuild(taxonomy, config["model"])
         restore(model, tensors, str(folder / "model.safetensors"))
         scores = _read_scores(folder / SCORES, model)
+        sides = _read_sides(folder / ROWS)
     except (StorageError, MissingExtraError):
         raise
     # torch complains of impossible sizes by RuntimeError.
@@ -185,7 +203,7 @@ def load_bundle(path: Path | str) -> Bundle:
         kind = "" if isinstance(error, NestlingError) else f"{type(error).__name__}: "
         reason = " ".join(f"{kind}{error}".split())
         raise StorageError(f"the bundle {folder} is damaged ({reason:.300}): save it again, or train again") from error
-    return Bundle(model.eval(), preprocessing, config, scores)
+    return Bundle(model.eval(), preprocessing, config, scores, sides)
 
 
 def _read_scores(path: Path, model: Model) -> dict[str, Scores]:
@@ -196,6 +214,15 @@ def _read_scores(path: Path, model: Model) -> dict[str, Scores]:
     if not set(parts) <= {"calibration", "validation"}:
         raise DataError(f"{SCORES} holds scores of {listed(parts)}, expected those of calibration and validation rows")
     return {part: Scores.from_tensors(tensors, part, model.taxonomy) for part in parts}
+
+
+def _read_sides(path: Path) -> Sides | None:
+    if not path.exists():
+        return None
+    parts = {name: tensor.numpy() for name, tensor in load(_read(path)).items()}
+    if set(parts) != {"train", "test"} or any(part.dtype != np.int64 or part.ndim != 1 for part in parts.values()):
+        raise DataError(f"{ROWS} must hold marks of training and of test rows, int64 (n,)")
+    return Sides(**parts)
 
 
 def _read(path: Path) -> bytes:

@@ -44,7 +44,10 @@ def check(
 
 def no_classes(level: str) -> DataError:
     """What is said of a level without a single label."""
-    return DataError(f"level {level!r} has no classes: leave it out of the levels, or label rows with it")
+    return DataError(
+        f"level {level!r} has no classes: leave it out of the levels, label rows with it, or name its classes by a "
+        "taxonomy"
+    )
 
 
 def _check_names(what: str, names: Sequence[str]) -> None:

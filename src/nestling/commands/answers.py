@@ -24,7 +24,7 @@ from nestling.data.images import LazyImages, read_images
 from nestling.data.inputs import inputs_of
 from nestling.data.stream import Ahead, choose_workers
 from nestling.data.text import read_text
-from nestling.errors import DataError
+from nestling.errors import DataError, UsageError
 from nestling.evaluate.predictor import Predictor
 from nestling.files import Appender, remove, write_json
 
@@ -138,6 +138,12 @@ class Table:
         digest, found = hashlib.sha256(text.encode()).hexdigest(), None
         with suppress(OSError, ValueError):
             found = json.loads(self.state.read_text(encoding="utf-8"))
+        refuse_others(path, ",".join(COLUMNS))
+        if found not in (None, {"digest": digest}) and path.exists():
+            raise UsageError(
+                f"{path} holds the unfinished answers of another model, or to other options: finish those by the same "
+                "command, delete it, or give another name"
+            )
         kept = b""
         if found == {"digest": digest} and not anew:
             with suppress(OSError):
@@ -169,6 +175,17 @@ class Table:
         """All is there."""
         self.file.flush(sync=True)
         remove(self.state)
+
+
+def refuse_others(path: Path, begins: str) -> None:
+    """Raise UsageError where ``path`` holds something else than answers, which begin so, and would be lost."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(begins.encode()) + 64).decode("utf-8", "replace")
+    except OSError:
+        return
+    if start.strip() and not "".join(start.split()).startswith("".join(begins.split())):
+        raise UsageError(f"{path} is there and holds no answers of nestling: give another name, or delete it")
 
 
 def whole_lines(data: bytes) -> bytes:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 TRAINING_SHARE = 0.8
 """Of the minutes; the rest is for the figures of the test rows and the report."""
-
-
+HALF = 0.5
+"""Of the steps wanted; a training of fewer is warned of."""
 IN_TIME = "epochs in time"
 """Among what a run has derived."""
 
@@ -71,9 +71,11 @@ def choose(
     if options.get("known"):
         data = data.keep(options["known"], options["seed"])
     counts = (data.labels >= 0).sum(axis=0).tolist()
+    # Levels that were named, and that no row is labelled at yet: of the taxonomy there are only those with classes.
+    to_come = [level for level in options.get("levels", ()) if level not in data.taxonomy.levels]
     seen = Seen(
-        levels=data.taxonomy.levels,
-        known=counts,
+        levels=(*data.taxonomy.levels, *to_come),
+        known=[*counts, *(0 for _ in to_come)],
         memory=bool(options.get("memory")),
         mix="prior" in fields,
     )
@@ -82,7 +84,7 @@ def choose(
         method, more = begun, more if begun == method else {}
     kind = recipe_class(method)
     rows, _ = cut_rows(data, None, options["seed"])
-    epochs, why = choose_epochs(method, len(rows), len(seen.levels))
+    epochs, why = choose_epochs(method, len(rows), len(data.taxonomy.levels))
     if epochs is not None:
         more = {**more, "epochs": epochs}
     fields = fields_with(fields, more)
@@ -139,6 +141,18 @@ def keep_to(
         say(f"within the minutes: {text} ({reason})")
         folder.derive(IN_TIME, found, f"for --minutes: {text}; {reason}")
     return in_time(pipeline.recipe, found)
+
+
+def cut_short(wanted: Sequence[StagePlan], planned: Sequence[StagePlan], minutes: float, trainings: int) -> str:
+    """What to warn of where less than half of the steps that a recipe wants fit into the minutes, else nothing."""
+    before, after = (sum(stage.steps for stage in stages if stage.follows) for stages in (wanted, planned))
+    if after >= HALF * before:
+        return ""
+    each = f" for each of {trainings} trainings" if trainings > 1 else ""
+    return (
+        f"{after:,} of {before:,} steps fit into --minutes {minutes:g}{each}: the answers are worse than they could "
+        f"be; about {math.ceil(minutes * before / max(after, 1)):,} minutes would do"
+    )
 
 
 def in_time(recipe: Recipe, found: str) -> Recipe:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.commands.choose import Choice
-from nestling.commands.notes import notes_of
 from nestling.commands.pipeline import Pipeline
 from nestling.commands.rivals import rivals
 from nestling.commands.train import answer, say
@@ -45,7 +44,7 @@ def dry_run(
     pipeline.within_memory(train, validation)
     pipeline.deadline = deadline
     stages = pipeline.within_minutes(train, validation, pipeline.check(train, validation))
-    for line in (*(choice.line for choice in chosen), *notes_of(train, validation, test)):
+    for line in (*(choice.line for choice in chosen), *pipeline.notes(train, validation, test)):
         say(line)
     runtime = Runtime.choose(command.device, pipeline.precision, folder.kept("precision"), command.workers)
     rows, held = cut_rows(train, validation, pipeline.seed)

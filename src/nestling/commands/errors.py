@@ -16,6 +16,7 @@ import torch
 from nestling.bundle import Bundle
 from nestling.commands.choose import IN_TIME, in_time
 from nestling.commands.memory import as_planned
+from nestling.commands.reading import own_source
 from nestling.commands.rivals import RATE
 from nestling.commands.train import say
 from nestling.config import apply, load_toml, read_config, to_dict
@@ -99,6 +100,8 @@ class Doubts:
                 data, row = self.place(mistake.row)
                 given, suggested = self.names(mistake)
                 lines.append(f"  +{mistake.score:.2f}  {printable(data.items[row])}: {given}, rather {suggested}")
+            if len(mistakes) > SHOWN:
+                lines.append(f"  and {len(mistakes) - SHOWN:,} more: --json FILE lists them")
         return lines
 
     def page(self, title: str) -> str:
@@ -121,8 +124,6 @@ def doubts(command: Evaluate, bundle: Bundle, test: LabelledData, runtime: Runti
     if command.folds is not None:
         if command.folds < 2:
             raise UsageError(f"--folds must be at least 2, got {command.folds}")
-        if command.source is not None:
-            raise UsageError("--folds judges the training rows of the run: leave --source out")
         train = training_rows(command, bundle)
         return Doubts(folds(command, bundle, train, runtime), bundle.model.taxonomy)
     if command.source is None and command.split == "test":
@@ -139,11 +140,11 @@ def training_rows(command: Evaluate, bundle: Bundle) -> LabelledData:
 
 
 def _load(command: Evaluate, bundle: Bundle, split: str) -> LabelledData:
-    config = bundle.config
-    if not config.get("source"):
+    config, source = bundle.config, command.source or own_source(command.run, bundle)
+    if not source:
         raise UsageError(f"{command.run} does not say what it was trained on, whose rows are asked for: give --source")
     data = load_data(
-        config["source"],
+        source,
         split,
         command.data_dir,
         bundle.tree,
@@ -152,7 +153,8 @@ def _load(command: Evaluate, bundle: Bundle, split: str) -> LabelledData:
         qualify_names=command.qualify_names,
         on_bad_image=command.on_bad_image or "error",
         seed=config.get("seed", 0),
-        concepts=concept_column(bundle, config["source"], command.data_dir),
+        concepts=concept_column(bundle, source, command.data_dir),
+        sides=bundle.sides,
     )
     if config.get("hold_out") is not None:
         data, _ = hold_out(data, config["hold_out"]["classes"])
@@ -167,7 +169,7 @@ def concept_column(bundle: Bundle, source: str, data_dir: str | None) -> str | N
 
 def held_rows(train: LabelledData, command: Evaluate, bundle: Bundle) -> list[LabelledData]:
     """The validation and calibration rows, where the cut of ``train`` is that which the run made."""
-    own = has_split(bundle.config["source"], "validation", command.data_dir)
+    own = has_split(own_source(command.run, bundle) or "", "validation", command.data_dir)
     validation = _load(command, bundle, "validation") if own else None
     _, validation, calibration = cut_parts(train, validation, bundle.config.get("seed", 0))
     scores = bundle.scores.get("calibration")

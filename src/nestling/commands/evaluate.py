@@ -14,6 +14,7 @@ from nestling.bundle import Bundle, load_bundle
 from nestling.commands.errors import concept_column, doubts
 from nestling.commands.figures import figure_lines
 from nestling.commands.index import is_flat, loose_pictures
+from nestling.commands.reading import own_source, read_as
 from nestling.commands.show import require_model
 from nestling.commands.train import say
 from nestling.commands.unknown import HELD_OUT, measure_unknown
@@ -50,11 +51,12 @@ def evaluate(command: Evaluate) -> int:
         raise UsageError(f"--attack-level {command.attack_level} has no effect without --attack: give one, or leave it")
     require_model(Path(command.run))
     bundle = load_bundle(command.run)
+    command = read_as(bundle, command)
     if command.attack:
         pixels_of(bundle.preprocessing)
         attackable_level(bundle.model, command.attack_level)
     runtime = Runtime.choose(command.device, "fp32")
-    source = command.source or bundle.config.get("source")
+    source = command.source or own_source(command.run, bundle)
     if not source:
         raise UsageError(f"{command.run} does not say what it was trained on: give --source")
     levels = command.level_names or bundle.config.get("levels")
@@ -71,11 +73,17 @@ def evaluate(command: Evaluate) -> int:
             on_bad_image=command.on_bad_image or "error",
             seed=bundle.config.get("seed", 0),
             concepts=concept_column(bundle, source, command.data_dir),
+            sides=bundle.sides,
         )
     except UsageError as error:
         if command.source:
             raise
         raise UsageError(f"{error}; {command.run} was trained on {source!r}: give --source where it is now") from error
+    except DataError as error:
+        if "unknown class" not in str(error):
+            raise
+        other = f", or measure them by --unknown {source}" if command.source else ""
+        raise DataError(f"{error} Leave the labels of rows empty that the model has no class for{other}") from None
     others: dict[str, LabelledData] = {}
     if held_out is not None:
         data, others[HELD_OUT] = hold_out(data, held_out["classes"])
@@ -84,7 +92,7 @@ def evaluate(command: Evaluate) -> int:
     outputs = outputs_of(bundle.model, bundle.preprocessing, data, runtime, command.distort)
     if not all(torch.isfinite(logits).all() for found in outputs.values() for logits in found.logits.values()):
         raise StorageError(f"the outputs of {command.run} are not finite: its weights are damaged; train again")
-    for note in remarks(data, source, command.split, bundle.config.get("source")):
+    for note in remarks(data, source, command, bundle):
         say(note)
     measurement = measure(bundle.model, outputs, data, concepts=bundle.config.get("concepts"))
     found: dict[str, Any] = measurement.metrics
@@ -137,15 +145,23 @@ def other_rows(command: Evaluate, bundle: Bundle) -> dict[str, LabelledData]:
     return found
 
 
-def remarks(data: LabelledData, source: str, split: str, trained_on: str | None) -> list[str]:
+def remarks(data: LabelledData, source: str, command: Evaluate, bundle: Bundle) -> list[str]:
     """What to know of the rows before their figures are believed."""
     found = [note for note in data.notes if not note.startswith("pictures of ")]
-    if trained_on is not None and same_source(source, trained_on):
-        if (split_name(split) or split) in ("train", "validation", "all"):
+    own = own_source(command.run, bundle)
+    same = own is not None and same_source(source, own)
+    if bundle.sides is not None:
+        trained = bundle.sides.trained(data.marks)
+        if trained:
             found.append(
-                f"warning: the model was trained on rows of split {split}, and looks better on them than it is"
+                f"warning: the model was trained on {trained:,} of these {len(data):,} rows, and looks better on them "
+                "than it is"
             )
-    elif any("no test split" in note for note in data.notes):
+    elif same and (split_name(command.split) or command.split) in ("train", "validation", "all"):
+        found.append(
+            f"warning: the model was trained on rows of split {command.split}, and looks better on them than it is"
+        )
+    if not same and any("no test split" in note for note in data.notes):
         found.append("--split all evaluates every row")
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 from nestling.bundle import held_scores, save_bundle
 from nestling.commands.unknown import HELD_OUT, measure_unknown
 from nestling.data.dataset import LabelledData
+from nestling.data.sides import Sides
 from nestling.engine.run import Run
 from nestling.engine.runfolder import FINISHED, RunFolder
 from nestling.engine.runtime import Runtime
@@ -42,7 +43,11 @@ class Finish:
     """Processes that decode pictures ahead; None for the automatic choice."""
     about: Mapping[str, Any]
     """What the bundle remembers of the options."""
+    sides: Sides | None = None
+    """Which rows of the source these were."""
     notes: Sequence[str]
+    caveat: str = ""
+    """What stands below the verdict."""
     train: LabelledData | None = None
     """The rows that the runs were given, on which a method's theory is checked."""
     began: float
@@ -98,6 +103,7 @@ def finish(end: Finish, distortions: Sequence[str]) -> dict[str, Any]:
         main.preprocessing,
         card,
         held,
+        end.sides,
         source=end.source,
         seed=end.seeds[0],
         **end.about,
@@ -137,9 +143,8 @@ def summarise(end: Finish, measurements: Mapping[str, Sequence[Measurement]]) ->
         baselines = {name: found for name, found in rivals.items() if not name.startswith(end.method)}
         if baselines:
             metrics["comparisons"] = compare(measurements[end.method], baselines, end.test)
-            metrics["verdict"] = verdict(
-                end.method, metrics["comparisons"], metrics["levels"][-1]["name"], len(end.seeds)
-            )
+            told = verdict(end.method, metrics["comparisons"], metrics["levels"][-1]["name"], len(end.seeds))
+            metrics["verdict"] = f"{told}\n{end.caveat}".rstrip()
     if len(end.seeds) > 1:
         metrics["seeds"] = [
             {"seed": seed, **{name: found[number].metrics for name, found in measurements.items()}}

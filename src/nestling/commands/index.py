@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nestling.bundle import load_bundle
+from nestling.commands.reading import read_as
 from nestling.commands.show import require_model
 from nestling.commands.train import say
 from nestling.data.catalogue import CATALOGUE
@@ -19,12 +20,14 @@ from nestling.evaluate.predictor import Predictor
 from nestling.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from nestling.options import Index, SourceOptions
+    from nestling.options import Index, Search, SourceOptions
+
+Asked = TypeVar("Asked", "Index", "Search")
 
 
 def index(command: Index) -> int:
     """Run the command; the folder is printed last."""
-    predictor, seed = open_model(command.run, command.device)
+    command, predictor, seed = open_model(command)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(command.source).stem) or "source"
     out = Path(command.out or f"runs/index-{name}-{fingerprint(predictor)}")
     check_place(out)
@@ -35,11 +38,12 @@ def index(command: Index) -> int:
     return 0
 
 
-def open_model(run: str, device: str) -> tuple[Predictor, int]:
-    """The trained model of a run or bundle folder, and its seed. Raises as ``load_bundle``."""
-    require_model(Path(run))
-    bundle = load_bundle(run)
-    return Predictor(bundle.model, bundle.preprocessing, device), bundle.config.get("seed", 0)
+def open_model(command: Asked) -> tuple[Asked, Predictor, int]:
+    """The command as its run reads sources, the trained model, and its seed. Raises as ``load_bundle``."""
+    require_model(Path(command.run))
+    bundle = load_bundle(command.run)
+    predictor = Predictor(bundle.model, bundle.preprocessing, command.device)
+    return read_as(bundle, command), predictor, bundle.config.get("seed", 0)
 
 
 def load_gallery(command: SourceOptions, source: str, predictor: Predictor, seed: int) -> LabelledData:

@@ -14,6 +14,7 @@ from nestling.bundle import load_bundle
 from nestling.commands.train import say
 from nestling.commands.weights import load_weights
 from nestling.data.dataset import LabelledData
+from nestling.data.sides import Sides
 from nestling.data.text import input_shape
 from nestling.engine.checkpoint import Checkpoints, pick
 from nestling.errors import UsageError
@@ -70,6 +71,27 @@ def begin(options: Mapping[str, Any], train: LabelledData, backbone: str, recipe
     if file:
         load_weights(file, model)
     return model
+
+
+def shared_rows(run: str, earlier: Sides | None, sides: Sides | None) -> list[str]:
+    """What the rows that ``run`` was trained on mean for the figures and the promises of a run that begins from it."""
+    if earlier is None or sides is None:
+        return [
+            f"figures of test rows, and a risk that predict guarantees, hold if {run} was trained on none of these rows"
+        ]
+    notes = []
+    tested, trained = earlier.trained(sides.test), earlier.trained(sides.train)
+    if tested:
+        notes.append(
+            f"warning: {run} was trained on {tested:,} of these {len(sides.test):,} test rows, and the figures are "
+            "better than the model is: test on rows of their own, or train without --init"
+        )
+    if trained:
+        notes.append(
+            f"warning: {run} was trained on {trained:,} of these {len(sides.train):,} rows, of which the calibration "
+            "rows are taken: a risk that predict guarantees may not hold; train without --init where it must"
+        )
+    return notes
 
 
 def go_on(run: str, given: SearchModel, model: SearchModel) -> None:

@@ -17,7 +17,7 @@ from nestling.lint.run import Report, lint, mend
 if TYPE_CHECKING:
     from nestling.options import Lint
 
-SHOWN = 10
+SHOWN, LISTED = 10, 50
 """Findings of one kind that are printed; the JSON has them all."""
 EVERY = 10_000
 """Inputs after which a line says how far it is."""
@@ -50,8 +50,12 @@ def lint_command(command: Lint) -> int:
         if command.json is not None:
             write_json(command.json, report.to_dict())
     if out is not None:
-        mended, done = mend(report)
+        mended, done, changes = mend(report)
         write_copy(mended, report.table, out)
+        for change in changes[:LISTED]:
+            say(change)
+        if len(changes) > LISTED:
+            say(f"and {len(changes) - LISTED:,} more labels; what they are, a comparison of the two files says")
         say(f"{out}: {len(mended):,} of {len(report.table):,} rows; {', '.join(done) or 'nothing to mend'}")
     return 3 if report.count("error") else 0
 

@@ -47,13 +47,6 @@ def idle_lines(recipe: Recipe, fields: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def unteachable(recipe: Recipe, train: LabelledData) -> list[str]:
-    """A warning where a network is to teach itself labels, and every row has all of them."""
-    if not getattr(recipe, "self_training", 0) or (train.finest_known() < len(train.taxonomy.levels) - 1).any():
-        return []
-    return ["warning: self_training has no effect: every training row is labelled at every level"]
-
-
 def imbalance(train: LabelledData) -> list[str]:
     """For each level whose largest class has ten times the rows of its smallest, by how much."""
     found = []

@@ -8,24 +8,30 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from nestling import collective
-from nestling.commands.choose import Choice, keep_to
+from nestling.bundle import load_bundle
+from nestling.commands.choose import Choice, cut_short, keep_to
 from nestling.commands.figures import figure_lines
 from nestling.commands.finish import Finish, default_distortions, finish
-from nestling.commands.init import begin
-from nestling.commands.notes import idle_lines, notes_of, unteachable, unweighted
-from nestling.commands.rivals import RATE, best_rate, rivals
+from nestling.commands.init import begin, shared_rows
+from nestling.commands.notes import idle_lines, notes_of, unweighted
+from nestling.commands.reading import PLACE
+from nestling.commands.rivals import rivals, train_rivals
 from nestling.commands.train import say
 from nestling.commands.words import program, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
 from nestling.data.hold_out import hold_out
+from nestling.data.resolve import place_of
+from nestling.data.sides import Sides
 from nestling.data.sources import has_split, load_data
 from nestling.data.text import holds_texts
 from nestling.engine.fit import cut_rows, fit
@@ -33,7 +39,7 @@ from nestling.engine.plan import StagePlan, plan
 from nestling.engine.run import Run
 from nestling.engine.runfolder import RunFolder
 from nestling.engine.runtime import Runtime, seeded
-from nestling.errors import DivergedError, UsageError
+from nestling.errors import StorageError, UsageError
 from nestling.evaluate.concepts import rows_of_concepts
 from nestling.methods import recipe_class
 from nestling.methods.layerwise import Layerwise
@@ -60,6 +66,8 @@ class Pipeline:
         self.folder, self.options, self.data_dir, self.device = folder, dict(options), data_dir, device
         self.workers, self.compile = workers, compile
         self.deadline: float | None = None
+        self.cut_short = ""
+        """What there is to warn of where --minutes leaves few steps."""
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
         for line in idle_lines(self.recipe, fields):
             say(line)
@@ -67,6 +75,8 @@ class Pipeline:
         """With the classes that are held out."""
         self.held_out: LabelledData | None = None
         """Test rows of these."""
+        self.marks: dict[str, np.ndarray | None] = {}
+        """Of all rows, by split."""
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
@@ -81,10 +91,11 @@ class Pipeline:
     def run(self, deadline: float | None = None, chosen: Sequence[Choice] = ()) -> None:
         """Do what is left to do, the training before ``deadline``; ``chosen`` is what was chosen before."""
         self.deadline = deadline
+        began = time.monotonic()
         if self.folder.finished:
+            self.recognise_if_there()
             say(f"{self.folder.path} is finished: {program()} show {self.folder.path} prints it")
             return
-        began = time.monotonic()
         train, validation, test = self.load_all()
         self.within_memory(train, validation)
         stages = self.check(train, validation)
@@ -92,25 +103,22 @@ class Pipeline:
             say(choice.line)
             self.folder.derive(*choice)
         stages = self.within_minutes(train, validation, stages)
-        parts = [part for part in (train, validation, test) if part is not None]
-        self.folder.recognise("data", fingerprint(parts), "the hash of all rows, by which a resume knows them again")
-        notes = notes_of(train, validation, test) + unteachable(self.recipe, train)
-        notes += unweighted(train, self.recipe.concepts_at(train))
-        if self.options.get("init"):
-            notes.append(
-                f"a risk that predict guarantees holds if {self.options['init']} was trained on none of these rows"
-            )
+        self.recognise(train, validation, test)
+        if (place := place_of(str(self.source))) != self.source:
+            self.folder.derive(PLACE, place, "where it lay")
+        notes = self.notes(train, validation, test)
         for note in notes:
             say(note)
         runs = (
-            self.with_baselines(train, validation, stages)
+            train_rivals(self, train, validation, stages)
             if self.options.get("baselines")
             else {self.recipe.method: self.fit(self.recipe, train, validation, self.folder)}
         )
         if collective.rank() > 0:
             return
-        kept = ("known", "levels", "image_size", "init")
+        kept = ("known", "levels", "image_size", "init", "on_bad_image", "qualify_names")
         about = {name: self.options[name] for name in kept if self.options.get(name)}
+        about |= {"levels": levels} if (levels := self.levels(train)) else {}
         if self.held_out is not None and self.tree is not None:
             about["hold_out"] = {"classes": self.options["hold_out"], "taxonomy": self.tree.to_dict()}
         concepts = self.recipe.concepts_at(train)
@@ -131,7 +139,9 @@ class Pipeline:
             device=self.device,
             workers=self.workers,
             about=about,
+            sides=self.sides(*([] if self.earlier is None else [self.earlier.train])),
             notes=notes,
+            caveat=f"With more time it may come out otherwise: {self.cut_short}." if self.cut_short else "",
             began=began,
         )
         size = runs[self.recipe.method].preprocessing
@@ -142,6 +152,14 @@ class Pipeline:
             say(metrics["verdict"])
         elif not isinstance(self.recipe.network(), SearchOptions):
             say("whether this beats flat training is not measured here: the same command with --baselines says it")
+
+    def notes(self, train: LabelledData, validation: LabelledData | None, test: LabelledData) -> list[str]:
+        """What there is to say before the training."""
+        notes = notes_of(train, validation, test) + self.recipe.remarks(train)
+        notes += unweighted(train, self.recipe.concepts_at(train))
+        if self.options.get("init"):
+            notes += shared_rows(self.options["init"], self.earlier, self.sides())
+        return [*notes, *([f"warning: {self.cut_short}"] if self.cut_short else [])]
 
     def load_all(self) -> tuple[LabelledData, LabelledData | None, LabelledData]:
         """Training rows, validation rows where the source has some of its own, and test rows."""
@@ -159,6 +177,19 @@ class Pipeline:
             train, validation = (part and part.keep(self.options["known"], self.seed) for part in (train, validation))
             assert train is not None
         return train, validation
+
+    def recognise(self, *parts: LabelledData | None) -> None:
+        """Keep a hash of all rows. Raises DataError where the run was begun with others."""
+        found = fingerprint(part for part in parts if part is not None)
+        self.folder.recognise("data", found, "the hash of all rows, by which a resume knows them again")
+
+    def recognise_if_there(self) -> None:
+        """The same for a finished run, whose rows need not lie there any more."""
+        try:
+            parts = self.load_all()
+        except (UsageError, StorageError):
+            return
+        self.recognise(*parts)
 
     def check(
         self, train: LabelledData, validation: LabelledData | None, recipe: Recipe | None = None
@@ -204,7 +235,9 @@ class Pipeline:
         if self.options.get("baselines"):
             trainings = sum(map(len, rivals(self.recipe, self.rate_given, stages).values()))
         self.recipe = keep_to(self, train, validation, stages, trainings, self.deadline)
-        return self.check(train, validation)
+        planned = self.check(train, validation)
+        self.cut_short = cut_short(stages, planned, self.options["minutes"], trainings)
+        return planned
 
     def build(self, train: LabelledData, recipe: Recipe) -> Model:
         """The recipe's network, fresh, or on the backbone that ``--init`` or ``--weights`` names."""
@@ -222,21 +255,41 @@ class Pipeline:
             split,
             self.data_dir,
             taxonomy,
-            self.options.get("levels"),
+            self.levels(like),
             image_size=size,
             channels=channels,
             qualify_names=self.options.get("qualify_names", False),
             on_bad_image=self.options.get("on_bad_image", "error"),
             seed=self.seed,
             concepts=self.options.get("concepts") if like is None or like.concepts is not None else None,
+            sides=self.earlier,
         )
-        self.tree = data.taxonomy
+        self.tree, self.marks[split] = data.taxonomy, data.marks
         if not self.options.get("hold_out"):
             return data
         data, held = hold_out(data, self.options["hold_out"])
         if split == "test":
             self.held_out = held
         return data
+
+    @cached_property
+    def earlier(self) -> Sides | None:
+        """The rows of the run that this one begins from: those that it was tested on are no training rows here."""
+        return load_bundle(self.options["init"]).sides if self.options.get("init") else None
+
+    def sides(self, *more: np.ndarray) -> Sides | None:
+        """The rows that were loaded, where they are marked, with ``more`` that were trained on."""
+        test, given = self.marks["test"], [marks for split, marks in self.marks.items() if split != "test"]
+        known = [marks for marks in given if marks is not None]
+        return None if test is None or len(known) < len(given) else Sides(np.concatenate([*known, *more]), test)
+
+    def levels(self, like: LabelledData | None) -> list[str] | None:
+        """The levels that were named; of those that ``like`` was loaded with the ones that have labels."""
+        given = self.options.get("levels")
+        if given is None or like is None:
+            return given
+        # Of a folder tree those given are names for its depths, all of which have labels.
+        return [level for level in given if level in like.taxonomy.levels]
 
     def fit(self, recipe: Recipe, train: LabelledData, validation: LabelledData | None, out: RunFolder | Path) -> Run:
         """Train, or go on, in ``out``."""
@@ -259,42 +312,3 @@ class Pipeline:
             # A rival that comes last must not be the one that is cut short.
             deadline=None if self.options.get("baselines") else self.deadline,
         )
-
-    def with_baselines(
-        self, train: LabelledData, validation: LabelledData | None, stages: Sequence[StagePlan]
-    ) -> dict[str, Run]:
-        """Every method at the learning rate that its own validation rows choose from one grid, with as many steps."""
-        trainings = rivals(self.recipe, self.rate_given, stages, self.recipe.concepts_at(train))
-        runtime = Runtime.choose(self.device, self.precision, self.folder.kept("precision"))
-        if Runtime.choose(self.device, self.precision).precision != runtime.precision:
-            # A resume on another machine, which by itself would choose otherwise.
-            self.precision = runtime.precision
-        self.folder.derive("precision", runtime.precision, runtime.reasons["precision"])
-        if not self.folder.begun:
-            self.folder.begin()
-        total = sum(map(len, trainings.values()))
-        chosen, number = {}, 0
-        for method, recipes in trainings.items():
-            given = self.rate_given and method == self.recipe.method
-            rates = [recipe.optimizer.lr for recipe in recipes]
-            candidates: dict[Any, Run] = {}
-            losses: dict[Any, float] = {}
-            for rate, candidate in zip(rates, recipes, strict=True):
-                number += 1
-                say(f"--- training {number} of {total}: {method}, learning rate {rate}")
-                name = method if given else f"{method}-{rate}"
-                try:
-                    candidates[rate] = self.fit(candidate, train, validation, self.folder.path / "methods" / name)
-                except DivergedError as error:
-                    if given:
-                        raise
-                    say(f"{error}")
-                    continue
-                loss = candidates[rate].metrics.get("validation loss")
-                losses[rate] = float("inf") if loss is None else loss
-            if not candidates:
-                raise DivergedError(f"{method} diverged at every learning rate tried: set another optimizer.name")
-            best, reason = (rates[0], "as given") if given else best_rate(rates, losses, self.recipe)
-            self.folder.derive(RATE.format(method), str(best), reason)
-            chosen[method] = candidates[best]
-        return chosen

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.bundle import from_pretrained
-from nestling.commands.answers import Progress, Table, answer_all, answer_texts, header, lines, printable
+from nestling.commands.answers import Progress, Table, answer_all, answer_texts, header, lines, printable, refuse_others
 from nestling.commands.show import require_model
 from nestling.commands.train import say
 from nestling.data.images import find_images
@@ -37,6 +37,8 @@ def predict(command: Predict) -> int:
     if not command.files:
         raise UsageError("predict needs at least one picture or folder")
     require_model(Path(command.run))
+    if command.json and command.json != "-":
+        refuse_others(Path(command.json), '[{"input":')
     predictor = from_pretrained(command.run, command.device)
     options = choose(command, predictor)
     texts = isinstance(predictor.preprocessing, TextEncoding)
@@ -45,7 +47,8 @@ def predict(command: Predict) -> int:
     more = [name for name, asked in (("unknown", command.false_alarm), ("sets", command.sets)) if asked]
     table, done = None, set()
     if command.csv and command.csv != "-":
-        about = {**asdict(command), "csv": None, "workers": None, "device": None, "model": fingerprint(predictor)}
+        nothing = dict.fromkeys(("csv", "json", "workers", "device"))
+        about = {**asdict(command), **nothing, "model": fingerprint(predictor)}
         # Answers that are wanted as JSON too are all made anew.
         table = Table(Path(command.csv), about, more, anew=command.json is not None)
         done = table.done

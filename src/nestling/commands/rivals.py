@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nestling.commands.train import say
+from nestling.data.dataset import LabelledData
 from nestling.engine.plan import StagePlan
-from nestling.errors import UsageError
+from nestling.engine.run import Run
+from nestling.engine.runtime import Runtime
+from nestling.errors import DivergedError, UsageError
 from nestling.methods.baselines import EndToEnd, FlatMarginal
 from nestling.methods.layerwise import Layerwise
 from nestling.methods.recipe import Recipe
 from nestling.methods.robust import Robust
 from nestling.models.build import LayerOptions, NetworkOptions, SearchOptions
+
+if TYPE_CHECKING:
+    from nestling.commands.pipeline import Pipeline
 
 RATES = {"adamw": (1e-3, 3e-3, 1e-2), "adam": (1e-3, 3e-3, 1e-2), "sgd": (0.03, 0.1, 0.3)}
 """The learning rates that every method chooses from on validation rows, with --baselines."""
@@ -101,3 +108,44 @@ def best_rate(rates: Sequence[Any], losses: Mapping[Any, float], recipe: Recipe)
         return usual if usual in losses else best, "no validation row is labelled to choose by"
     compared = ", ".join(f"{rate}: {losses[rate]:.4f}" if rate in losses else f"{rate}: diverged" for rate in rates)
     return best, f"the least validation loss ({compared})"
+
+
+def train_rivals(
+    pipeline: Pipeline, train: LabelledData, validation: LabelledData | None, stages: Sequence[StagePlan]
+) -> dict[str, Run]:
+    """Every method at the learning rate that its own validation rows choose from one grid, with as many steps."""
+    recipe, folder, device = pipeline.recipe, pipeline.folder, pipeline.device
+    trainings = rivals(recipe, pipeline.rate_given, stages, recipe.concepts_at(train))
+    runtime = Runtime.choose(device, pipeline.precision, folder.kept("precision"))
+    if Runtime.choose(device, pipeline.precision).precision != runtime.precision:
+        # A resume on another machine, which by itself would choose otherwise.
+        pipeline.precision = runtime.precision
+    folder.derive("precision", runtime.precision, runtime.reasons["precision"])
+    if not folder.begun:
+        folder.begin()
+    total = sum(map(len, trainings.values()))
+    chosen, number = {}, 0
+    for method, recipes in trainings.items():
+        given = pipeline.rate_given and method == recipe.method
+        rates = [one.optimizer.lr for one in recipes]
+        candidates: dict[Any, Run] = {}
+        losses: dict[Any, float] = {}
+        for rate, candidate in zip(rates, recipes, strict=True):
+            number += 1
+            say(f"--- training {number} of {total}: {method}, learning rate {rate}")
+            name = method if given else f"{method}-{rate}"
+            try:
+                candidates[rate] = pipeline.fit(candidate, train, validation, folder.path / "methods" / name)
+            except DivergedError as error:
+                if given:
+                    raise
+                say(f"{error}")
+                continue
+            loss = candidates[rate].metrics.get("validation loss")
+            losses[rate] = float("inf") if loss is None else loss
+        if not candidates:
+            raise DivergedError(f"{method} diverged at every learning rate tried: set another optimizer.name")
+        best, reason = (rates[0], "as given") if given else best_rate(rates, losses, recipe)
+        folder.derive(RATE.format(method), str(best), reason)
+        chosen[method] = candidates[best]
+    return chosen

@@ -31,7 +31,7 @@ def search(command: Search) -> int:
         raise UsageError("search needs at least one picture, or a row of the gallery by its name")
     if command.k < 1:
         raise UsageError(f"-k must be at least 1, got {command.k}")
-    predictor, seed = open_model(command.run, command.device)
+    command, predictor, seed = open_model(command)
     data = None
     if not is_named(command.gallery) and is_index(command.gallery):
         index = Index.read(command.gallery)

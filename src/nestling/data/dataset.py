@@ -56,6 +56,8 @@ class LabelledData:
     """int64 (n,) or None: rows of one group never fall into different splits."""
     concepts: Concepts | None = None
     """Of the rows, where a column that is no level tells them; classes of a level are concepts without it."""
+    marks: np.ndarray | None = None
+    """int64 (n,) or None: by what it holds a row is known again, whatever its labels and its place."""
     name: str = "data"
     notes: tuple[str, ...] = ()
     """What was decided on the way, each with its reason, for the user to read."""
@@ -79,7 +81,7 @@ class LabelledData:
         index = np.arange(count) if self.index is None else np.asarray(self.index)
         items = self.items if self.items is not None else [f"{self.name} row {row}" for row in range(count)]
         groups = None if self.groups is None else np.asarray(self.groups)
-        for what, column in (("index", index), ("groups", groups)):
+        for what, column in (("index", index), ("groups", groups), ("marks", self.marks)):
             if column is not None and (column.shape != (count,) or not np.issubdtype(column.dtype, np.integer)):
                 raise DataError(
                     f"the {what} of {self.name!r} must be integers of shape ({count},); "
@@ -205,6 +207,7 @@ class LabelledData:
             index=self.index[rows],
             items=tuple(self.items[row] for row in rows.tolist()),
             groups=None if self.groups is None else self.groups[rows],
+            marks=None if self.marks is None else self.marks[rows],
             concepts=None if self.concepts is None else replace(self.concepts, codes=self.concepts.codes[rows]),
         )
 

@@ -135,6 +135,7 @@ def decode(raw: Raw | Image.Image, size: tuple[int, int] | None, channels: int, 
             # Decoded at 1/2 to 1/8 where twice the wanted size remains: a photograph takes a third of the time.
             factor = 2 * max(size) / min(image.size)
             image.draft(image.mode, (int(image.width * factor), int(image.height * factor)))
+        bits = _bits(image)
         image.load()
         turn = {
             2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -147,15 +148,21 @@ def decode(raw: Raw | Image.Image, size: tuple[int, int] | None, channels: int, 
         }.get(_orientation(image))
         if turn is not None:
             image = image.transpose(turn)
-        image = _eight_bits(image, channels, item)
+        image = _eight_bits(image, channels, item, bits)
         if size is not None and (image.height, image.width) != tuple(size):
             image = ImageOps.fit(image, (size[1], size[0]), method=Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _eight_bits(image: Image.Image, channels: int, item: str) -> Image.Image:
-    """Any mode to L (channels=1) or RGB (channels=3)."""
+def _bits(image: Image.Image) -> int:
+    """Of a grey value: 16, or what a TIFF says that it has fewer of."""
+    given = getattr(image, "tag_v2", {}).get(0x0102, ())
+    return given[0] if len(given) == 1 and 8 < given[0] < 16 else 16
+
+
+def _eight_bits(image: Image.Image, channels: int, item: str, bits: int) -> Image.Image:
+    """Any mode to L (channels=1) or RGB (channels=3); ``bits`` of grey values past 8."""
     from PIL import Image
 
     wanted = "L" if channels == 1 else "RGB"
@@ -165,7 +172,8 @@ def _eight_bits(image: Image.Image, channels: int, item: str) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65535):
             raise DataError(f"{item}: its grey values exceed 16 bits: convert the picture to 8 bits")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert(wanted)
+        top = max(2**bits - 1, int(values.max(initial=0)))
+        return Image.fromarray(((255 * values + top // 2) // top).astype(np.uint8)).convert(wanted)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         opaque = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)

@@ -128,7 +128,7 @@ def _choose_size(headers: list[Header], image_size: int | tuple[int, int] | None
         size = (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
         if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
             raise UsageError(f"the image size must be at least 1 pixel and at most 64 million in all; got {image_size}")
-        reason = "as asked"
+        reason = "the size asked for, or that of the model"
     elif common is not None and max(common) <= MAX_SIDE:
         size, reason = common, "the size of every picture"
     else:

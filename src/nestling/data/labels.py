@@ -36,7 +36,9 @@ def encode(
     everything = concatenate(list(splits.values()))
     columns = level_columns(everything, name, taxonomy, levels)
     notes = by_position(columns) if taxonomy is not None else ()
-    if levels is None:
+    if taxonomy is None:
+        notes += hollow_columns(everything, columns, levels)
+    elif levels is None:
         notes += left_out(everything, columns)
     order = tuple(columns) if taxonomy is None else taxonomy.levels
     tables = {split: _table(rows, columns, order, taxonomy) for split, rows in splits.items()}
@@ -102,6 +104,22 @@ def by_position(columns: Mapping[str, str]) -> tuple[str, ...]:
     return (f"columns taken as levels by their position: {', '.join(pairs)}",) if pairs else ()
 
 
+def hollow_columns(rows: Rows, columns: Mapping[str, str], levels: Sequence[str] | None) -> tuple[str, ...]:
+    """What to say of columns without a label: of ``levels``, or where none are named of any that would be one."""
+    asked = rows.columns if levels is None else (levels,) if isinstance(levels, str) else levels
+    empty = [column for column in asked if column in rows.columns and column and column not in columns.values()]
+    empty = [column for column in empty if not any(rows.columns[column])]
+    if not empty:
+        return ()
+    if levels is not None:
+        return (f"no row is labelled at {listed(empty)} yet: these classes are not learned",)
+    order = ",".join((*columns, *empty))
+    return (
+        f"empty in every row, so no level: {listed(empty)}; --levels {order} makes a level of it that labels are to "
+        "come for, and --taxonomy FILE names its classes",
+    )
+
+
 def left_out(rows: Rows, columns: Mapping[str, str]) -> tuple[str, ...]:
     """What to say of columns that could be levels and are none of a given taxonomy's."""
     others = [column for column in rows.columns if column not in columns.values()]
@@ -120,8 +138,11 @@ def level_columns(
         _refuse_columns(rows, name)
         if not chosen:
             raise DataError(f"{name}: there is no column of labels beside the inputs")
-        return chosen
-    levels = (levels,) if isinstance(levels, str) else tuple(levels)
+        named = {level: level for level, values in rows.columns.items() if any(value is not None for value in values)}
+        if not named:
+            raise DataError(f"{name}: no row is labelled: the columns {listed(chosen)} are empty")
+        return named
+    levels = filled(rows, (levels,) if isinstance(levels, str) else tuple(levels), taxonomy)
     if not levels or len(set(levels)) < len(levels):
         raise UsageError(f"levels must be different names, coarse to fine; got {listed(levels)}")
     for level in levels:
@@ -139,6 +160,14 @@ def level_columns(
     if taxonomy is None or set(chosen) <= set(taxonomy.levels):
         return chosen
     return _fitted(chosen, taxonomy, name)
+
+
+def filled(rows: Rows, levels: tuple[str, ...], taxonomy: Taxonomy | None) -> tuple[str, ...]:
+    """The levels that were named, without the finest ones that have no label yet and that no taxonomy has."""
+    known = () if taxonomy is None else taxonomy.levels
+    while len(levels) > 1 and levels[-1] not in known and not any(rows.columns.get(levels[-1], ["?"])):
+        levels = levels[:-1]
+    return levels
 
 
 def _fitted(chosen: Mapping[str, str], taxonomy: Taxonomy, name: str) -> dict[str, str]:

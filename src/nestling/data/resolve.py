@@ -76,6 +76,14 @@ def resolve(source: str | Path, data_dir: str | Path | None = None, seed: int = 
     raise UsageError(f"{error} Or give a folder, a CSV, TSV or Parquet file, or hf:owner/name")
 
 
+def place_of(source: str) -> str:
+    """A SOURCE as it is found from any folder: a file's or folder's whole path, links left as they are, any other as it
+    is."""
+    if source.startswith("hf:") or source in CATALOGUE:
+        return source
+    return str(Path(source).expanduser().absolute())
+
+
 def _known(name: str, data_dir: str | Path | None, seed: int) -> Source:
     entry = CATALOGUE[name]
     if name in MADE:

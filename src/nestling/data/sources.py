@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from nestling.data.images import load_images
 from nestling.data.labels import encode
 from nestling.data.resolve import Source, resolve
 from nestling.data.rows import Rows, concatenate
-from nestling.data.split import assign, strata
+from nestling.data.sides import NEITHER, TEST, TRAIN, Sides, cut_alike, marks_of
+from nestling.data.split import strata
 from nestling.data.tables import split_name
 from nestling.errors import DataError, UsageError, listed, unknown
 from nestling.seeds import derive
@@ -44,6 +45,7 @@ def load_data(
     seed: int = 0,
     first: int | None = None,
     concepts: str | Path | None = None,
+    sides: Sides | None = None,
 ) -> LabelledData:
     """The rows of one split of a source.
 
@@ -63,6 +65,7 @@ def load_data(
     first: so many rows of the split alone, the first ones; no other is decoded.
     concepts: a CSV ``class,concept``, whose concepts become the coarsest level, named 'concept'; or a column that is
         no level, by which robust training weights the rows.
+    sides: of a run, whose cut into training and test rows is kept where the source has no test split.
 
     Raises ``UsageError`` for an unknown source, split or level, ``DataError`` for what is wrong inside, and
     ``StorageError`` for what cannot be read or fetched.
@@ -71,11 +74,11 @@ def load_data(
         raise unknown("way to treat bad images", on_bad_image, ("error", "skip"))
     if channels not in (None, 1, 3):
         raise UsageError(f"channels must be 1 or 3; got {channels}")
-    found, taxonomy, rows, labels, notes = _named(
-        source, split, data_dir, taxonomy, levels, qualify_names, seed, concepts
+    found, taxonomy, (rows, labels, marks, notes) = _named(
+        source, split, data_dir, taxonomy, levels, qualify_names, seed, concepts, sides, mark=True
     )
     if first is not None and first < len(rows):
-        rows, labels = rows.select(np.arange(first)), labels[:first]
+        rows, labels, marks = rows.select(np.arange(first)), labels[:first], None if marks is None else marks[:first]
     items = rows.items
     groups, told = _group_codes(rows.groups), _concepts(found, rows, concepts)
     skip = on_bad_image == "skip"
@@ -90,6 +93,7 @@ def load_data(
         taxonomy=taxonomy,
         items=tuple(items[row] for row in kept.tolist()),
         groups=None if groups is None else groups[kept],
+        marks=None if marks is None else marks[kept],
         concepts=None if told is None else replace(told, codes=told.codes[kept]),
         name=found.name,
         notes=(*notes, *more),
@@ -108,7 +112,7 @@ def load_labels(
     concepts: str | Path | None = None,
 ) -> LabelledData:
     """What ``load_data`` gives, with an empty pixel for every input: no picture is decoded. Raises as it does."""
-    found, taxonomy, rows, labels, notes = _named(
+    found, taxonomy, (rows, labels, _, notes) = _named(
         source, split, data_dir, taxonomy, levels, qualify_names, seed, concepts
     )
     return LabelledData(
@@ -132,8 +136,10 @@ def _named(
     qualify_names: bool,
     seed: int,
     concepts: str | Path | None,
-) -> tuple[Source, Taxonomy, Rows, np.ndarray, tuple[str, ...]]:
-    """The source, its taxonomy, the rows of a split with their labels (n, levels), and what there is to say of them."""
+    sides: Sides | None = None,
+    mark: bool = False,
+) -> tuple[Source, Taxonomy, _Chosen]:
+    """The source, its taxonomy, and the rows of a split; ``mark``: whether these are marked, where that may serve."""
     found = resolve(source, data_dir, seed)
     if isinstance(taxonomy, str | Path):
         taxonomy = Taxonomy.load(taxonomy)
@@ -147,8 +153,8 @@ def _named(
     if levels is None and taxonomy is None:
         levels = found.levels
     taxonomy, codes, fitted = encode(found.splits, found.place, taxonomy, levels, qualify_names or found.qualify)
-    rows, labels, notes = _choose(found, codes, taxonomy, split, seed)
-    return found, taxonomy, rows, labels, (*found.notes, *fitted, *_twice(found), *notes)
+    chosen = _choose(found, codes, taxonomy, split, seed, sides, mark)
+    return found, taxonomy, chosen._replace(notes=(*found.notes, *fitted, *_twice(found), *chosen.notes))
 
 
 def available_splits(source: str | Path, data_dir: str | Path | None = None) -> tuple[str, ...]:
@@ -172,32 +178,56 @@ def has_column(source: str | Path, column: str, data_dir: str | Path | None = No
     return any(column in rows.columns for rows in resolve(source, data_dir, seed).splits.values())
 
 
+class _Chosen(NamedTuple):
+    rows: Rows
+    labels: np.ndarray
+    """int64 (n, levels)."""
+    marks: np.ndarray | None
+    """int64 (n,), where they were asked for, and the source is cut or the sides of a run are known."""
+    notes: tuple[str, ...]
+    """What there is to say of the choice."""
+
+
 def _choose(
-    found: Source, codes: dict[str, np.ndarray], taxonomy: Taxonomy, split: str, seed: int
-) -> tuple[Rows, np.ndarray, tuple[str, ...]]:
-    """The rows of a split with their labels (n, levels), and what to say of the choice."""
-    if split == "all":
-        return concatenate(list(found.splits.values())), np.concatenate(list(codes.values())), ()
-    typed, split = split, split_name(split) or split
-    whole = found.cut_from
-    if split not in found.available:
+    found: Source,
+    codes: dict[str, np.ndarray],
+    taxonomy: Taxonomy,
+    split: str,
+    seed: int,
+    sides: Sides | None,
+    mark: bool,
+) -> _Chosen:
+    """The rows of a split."""
+    typed, split, whole = split, split_name(split) or split, found.cut_from
+    if split not in (*found.available, "all"):
         raise unknown(f"split of {found.place}", typed, (*found.available, "all"))
-    if whole is None or split not in ("train", "test"):
-        return found.splits[split], codes[split], ()
-    rows, labels = found.splits[whole], codes[whole]
+    cut = whole is not None and split in ("train", "test")
+    if split == "all":
+        rows, labels = concatenate(list(found.splits.values())), np.concatenate(list(codes.values()))
+    else:
+        of = whole if cut and whole is not None else split
+        rows, labels = found.splits[of], codes[of]
+    marks = marks_of(rows.inputs) if mark and (sides is not None or whole is not None) else None
+    if not cut:
+        return _Chosen(rows, labels, marks, ())
     groups = _group_codes(rows.groups)
-    part = assign(strata(labels, taxonomy), (1 - TEST_SHARE, TEST_SHARE), derive(seed, "train and test"), groups)
-    chosen = np.flatnonzero(part == (split == "test"))
+    before = np.full(len(rows), NEITHER) if sides is None or marks is None else sides.of(marks)
+    fractions, cut_seed = (1 - TEST_SHARE, TEST_SHARE), derive(seed, "train and test")
+    part = cut_alike(before, strata(labels, taxonomy), fractions, cut_seed, groups)
+    chosen = np.flatnonzero(part == (TEST if split == "test" else TRAIN))
     if not len(chosen):
         raise DataError(
             f"{found.place}: its {len(rows)} rows are too few to cut a test split: give more, or take the split 'all'"
         )
-    kept_whole = ", groups kept whole" if groups is not None else ""
-    note = (
-        f"{split}: {len(chosen):,} of {len(rows):,} rows, because the source has no test split: "
-        f"cut 80/20, stratified by class{kept_whole}, seed {seed}"
-    )
-    return rows.select(chosen), labels[chosen], (note,)
+    kept = before != NEITHER
+    note = f"{split}: {len(chosen):,} of {len(rows):,} rows, because the source has no test split: "
+    if kept.any() and (part == before)[kept].all():
+        others = "" if kept.all() else ", the others 80/20 and stratified by class"
+        note += f"{int(kept.sum()):,} cut as the earlier run was trained{others}"
+    else:
+        kept_whole = ", groups kept whole" if groups is not None else ""
+        note += f"cut 80/20, stratified by class{kept_whole}, seed {seed}"
+    return _Chosen(rows.select(chosen), labels[chosen], None if marks is None else marks[chosen], (note,))
 
 
 def _twice(found: Source) -> tuple[str, ...]:

@@ -87,9 +87,11 @@ def _read_csv(path: Path, name: str, ragged: dict[int, int] | None = None) -> Ro
         raise DataError(f"{path}: the column {twice[0]!r} stands in the header twice")
     kind = next((column for column in ("path", "text") if column in header), None)
     if kind is None:
+        similar = [column for column in header if column.strip().lower() in ("path", "text")]
+        hint = f": rename {similar[0]!r} to {similar[0].strip().lower()!r}" if similar else ""
         raise DataError(
             f"{path}: there is no column 'path' (of pictures, relative to the file) or 'text'; "
-            f"its columns are {listed(header)}"
+            f"its columns are {listed(header)}{hint}"
         )
     if not lines:
         raise DataError(f"{path}: the table has a header and no rows")

@@ -34,7 +34,7 @@ from nestling.evaluate.scores import Scores
 GUARANTEES, SCOPES = ("ltt", "crc"), ("all", "level", "class")
 DELTA = 0.1
 MOST = 0.9
-"""The largest share of rows that the first threshold aims at, where there are few of them."""
+"""The largest share of rows that the first threshold aims at, where these are rows enough without an error."""
 STEPS = 20
 """Thresholds that are tested one after the other; each may fail by chance, so that more of them find less."""
 SPARE = 1.15
@@ -99,9 +99,13 @@ def _ltt(calibration: Scores, validation: Scores | None, risk: float, delta: flo
                 best = depth, threshold, cap, found
     names = calibration.levels
     if best is None:
+        needed, more = (rows_needed(risk, share / tests, errors=errors) for errors in (0, 1))
+        each = f", at each of {len(caps)} depths" if len(caps) > 1 else ""
         text = (
             f"no threshold keeps the error rate below {_percent(risk)} with confidence {1 - delta:g} on "
-            f"{counted_at(calibration, caps[-1] - 1).sum()} calibration rows: there are no answers"
+            f"{counted_at(calibration, caps[-1] - 1).sum()} calibration rows ({needed} without an error would prove "
+            f"it{each}, or {more} with one): there are no answers; ask for a higher risk, or train on more labelled "
+            "rows"
         )
         return Backoff(one_threshold(calibration, np.inf, 0), text)
     _, threshold, cap, found = best
@@ -220,7 +224,8 @@ def _sequence(validation: Scores, cap: int, rows: int, risk: float, delta: float
     deepens the answers by as much; the last is 0, where all is answered. Begun with fewer rows a single error would
     end it, begun with more the errors of less confident rows would.
     """
-    enough = min(SPARE * rows_needed(risk, delta, errors=1) / rows, MOST)
+    most = MOST if MOST * rows >= SPARE * rows_needed(risk, delta) else 1.0
+    enough = min(SPARE * rows_needed(risk, delta, errors=1) / rows, most)
     answered = np.sort(validation.confidence[:, 0])[::-1]
     first = answered[min(int(enough * len(answered)), len(answered) - 1)]
     values = validation.confidence[:, :cap][validation.named[:, :cap]]

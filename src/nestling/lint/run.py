@@ -126,10 +126,12 @@ def _beside(swapped: set[int], findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if not {place for place, _, _ in finding.cells} <= swapped or not swapped]
 
 
-def mend(report: Report) -> tuple[Table, list[str]]:
-    """The table with the mends of all findings made, and what was done. Raises DataError where errors stay."""
+def mend(report: Report) -> tuple[Table, list[str], list[str]]:
+    """The table with the mends of all findings made, what was done, and every label that was changed. Raises DataError
+    where errors stay."""
     table, prints = report.table, report.prints
     done: list[str] = []
+    changes: list[str] = []
     findings = list(report.findings)
     for _ in range(ROUNDS):
         # Spellings first: a class that is written in two ways would seem to have two parents, or none.
@@ -139,8 +141,10 @@ def mend(report: Report) -> tuple[Table, list[str]]:
         changed = 0
         for finding in findings:
             for place, level, name in finding.cells:
-                if place not in drop and columns[level][place] != name:
+                if place not in drop and (old := columns[level][place]) != name:
                     columns[level][place], changed = name, changed + 1
+                    now = f"is now {name!r}" if name is not None else "is forgotten"
+                    changes.append(f"{table.items[place]}: {table.levels[level]} {old!r} {now}")
         if not drop and not changed:
             break
         done += [f"{len(drop):,} rows left out"] * bool(drop)
@@ -153,4 +157,4 @@ def mend(report: Report) -> tuple[Table, list[str]]:
     left = [finding for finding in findings if finding.severity == "error"]
     if left:
         raise DataError(f"{table.name}: cannot be mended by itself: {left[0].message}; {left[0].remedy}")
-    return table, done
+    return table, done, changes

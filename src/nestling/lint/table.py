@@ -14,7 +14,7 @@ import numpy as np
 
 from nestling.data.folders import hollow_folders
 from nestling.data.inputs import Inputs
-from nestling.data.labels import level_columns
+from nestling.data.labels import hollow_columns, level_columns
 from nestling.data.resolve import resolve
 from nestling.data.rows import Rows, concatenate
 from nestling.data.tables import SUFFIXES, read_table, split_files, split_name
@@ -151,8 +151,11 @@ def read_source(
     column_of = level_columns(rows, place, taxonomy, levels)
     order = tuple(column_of) if taxonomy is None else taxonomy.levels
     for level in order if taxonomy is None else ():
+        # Of columns that were named; others that are empty are no levels.
         if all(value is None for value in rows.columns[column_of[level]]):
             raise no_classes(level)
+    if taxonomy is None:
+        notes += hollow_columns(rows, column_of, levels)
     more = {"id": rows.ids, "group": rows.groups, **rows.columns}
     taken = {*order, *column_of.values()}
     others = {name: values for name, values in more.items() if values and name not in taken}

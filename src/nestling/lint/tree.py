@@ -18,13 +18,18 @@ from nestling.tree_files import read_edges, read_untrusted
 
 CLEAR = 0.25
 """Below this share the rows that name another parent are taken for slips, and the other rows for the rule."""
+UNORDERED = 0.5
+"""Above this share of classes with several parents the columns are in doubt, not the rows."""
 
 
 def two_parents(table: Table) -> list[Finding]:
     """Classes that stand under more than one parent; the rows that show it are those of all but the commonest."""
     found = []
     for level in range(1, len(table.levels)):
-        for name, under in parents(table, level).items():
+        several = parents(table, level)
+        # Where that is the rule, the columns are no levels, or stand in another order.
+        unordered = len(several) > UNORDERED * len(set(table.columns[level]) - {None})
+        for name, under in several.items():
             (_, most), *others = under
             fewer = np.sort(np.concatenate([places for _, places in others]))
             tied = len(others[0][1]) == len(most)
@@ -38,6 +43,11 @@ def two_parents(table: Table) -> list[Finding]:
                 f"correct {above} or {here} in these rows; where {name!r} means two classes, keep them apart with "
                 "--qualify-names"
             )
+            if unordered:
+                remedy = (
+                    f"most classes of {here!r} stand under several of {above!r}: name the columns that are levels, "
+                    f"coarse to fine, with --levels a,b,c; else {remedy}"
+                )
             cells = forget(table, fewer, level)
             found.append(table.finding("two-parents", shown, message, remedy, cells=cells))
     return found

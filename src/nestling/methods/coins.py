@@ -177,6 +177,17 @@ class Coins(ConceptOptions, Recipe):
         }
         return found | {"patience": "a method that chooses its epoch, and coins keeps the last one"}
 
+    def remarks(self, data: LabelledData) -> list[str]:
+        """As ``Recipe.remarks``: the coarsest level is learned where none is named, and others may be labelled."""
+        levels, known = data.taxonomy.levels, (data.labels >= 0).sum(axis=0)
+        finest = max(np.flatnonzero(known), default=0)
+        if self.variant == "opt" or self.label_level is not None or not finest:
+            return []
+        return [
+            f"coins learns from the labels of level {levels[0]!r} alone; {known[finest]:,} rows are labelled at "
+            f"level {levels[finest]!r} too: --set label_level={levels[finest]} learns from those"
+        ]
+
     def network(self) -> SearchOptions:
         variant = VARIANTS[self.variant]
         return SearchOptions(

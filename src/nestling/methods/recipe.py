@@ -223,6 +223,10 @@ class Recipe(ABC):
         """Fields without effect as the others are, dotted, and what it would take for one: who sets them is warned."""
         return self.optimizer.idle
 
+    def remarks(self, data: LabelledData) -> list[str]:
+        """What to warn of before a training on these rows: labels that it makes no use of, fields without effect."""
+        return []
+
     def network(self) -> AnyOptions:
         """What this method asks of its network."""
         return NetworkOptions(norm=self.norm)
