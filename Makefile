@@ -59,7 +59,7 @@ test: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'not long'
 
 test-long: .venv/.installed-test
-	$(BIN)/python -m pytest -m long --record=results/test-long.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m long --record=results/test-long.json
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/bench.py --rows=$(ROWS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from nestling.commands import pipeline
+from nestling.commands import pipeline, source_rows
 from nestling.commands.judges import ByRule
 from nestling.commands.sweep import ranges_of
 from nestling.config import load_toml
@@ -163,13 +163,13 @@ def test_ranges() -> None:
 
 def test_test_rows_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And other methods search their learning rate by the loss that chooses their epochs."""
-    load, splits = pipeline.load_data, []
+    load, splits = source_rows.load_data, []
 
     def note(source: str, split: str, *more: Any, **options: Any) -> Any:
         splits.append(split)
         return load(source, split, *more, **options)
 
-    monkeypatch.setattr(pipeline, "load_data", note)
+    monkeypatch.setattr(source_rows, "load_data", note)
     succeed("sweep", "digits", "--method", "end-to-end", *SMALL, "--trials", 1, "--out", tmp_path / "run")
     assert splits == ["train"]
     found = content(tmp_path / "run")

@@ -40,7 +40,7 @@ def dry_run(
     if folder.begun:
         then = "is finished" if folder.finished else "a training goes on with"
         say(f"{out} holds a run of these settings, which {then}; this is the whole of it")
-    train, validation, test = pipeline.load_all()
+    train, validation, test = pipeline.rows.load_all()
     pipeline.within_memory(train, validation)
     pipeline.deadline = deadline
     stages = pipeline.within_minutes(train, validation, pipeline.check(train, validation))

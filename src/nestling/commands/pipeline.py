@@ -8,15 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from nestling import collective
-from nestling.bundle import load_bundle
 from nestling.commands.choose import Choice, cut_short, keep_to
 from nestling.commands.figures import figure_lines
 from nestling.commands.finish import Finish, default_distortions, finish
@@ -24,15 +21,13 @@ from nestling.commands.init import begin, shared_rows
 from nestling.commands.notes import idle_lines, notes_of, unweighted
 from nestling.commands.reading import PLACE
 from nestling.commands.rivals import rivals, train_rivals
+from nestling.commands.source_rows import SourceRows
 from nestling.commands.train import say
 from nestling.commands.words import program, score_lines
 from nestling.config import apply, to_dict
 from nestling.data.dataset import LabelledData
 from nestling.data.fingerprint import fingerprint
-from nestling.data.hold_out import hold_out
 from nestling.data.resolve import place_of
-from nestling.data.sides import Sides
-from nestling.data.sources import has_split, load_data
 from nestling.data.text import holds_texts
 from nestling.engine.fit import cut_rows, fit
 from nestling.engine.plan import StagePlan, plan
@@ -47,7 +42,6 @@ from nestling.methods.recipe import Recipe
 from nestling.models.build import SearchOptions
 from nestling.models.model import Model
 from nestling.seeds import derive
-from nestling.taxonomy import Taxonomy
 
 
 class Pipeline:
@@ -71,12 +65,7 @@ class Pipeline:
         self.recipe: Recipe = apply(recipe_class(options["method"])(), fields)
         for line in idle_lines(self.recipe, fields):
             say(line)
-        self.tree: Taxonomy | None = None
-        """With the classes that are held out."""
-        self.held_out: LabelledData | None = None
-        """Test rows of these."""
-        self.marks: dict[str, np.ndarray | None] = {}
-        """Of all rows, by split."""
+        self.rows = SourceRows(self.options, data_dir)
         self.rate_given = "lr" in fields.get("optimizer", {})
         self.source, self.seed, self.backbone = options["source"], options["seed"], options["backbone"]
         given = {name: value for name, value in options.items() if value not in ({}, "auto")} | to_dict(self.recipe)
@@ -96,7 +85,7 @@ class Pipeline:
             self.recognise_if_there()
             say(f"{self.folder.path} is finished: {program()} show {self.folder.path} prints it")
             return
-        train, validation, test = self.load_all()
+        train, validation, test = self.rows.load_all()
         self.within_memory(train, validation)
         stages = self.check(train, validation)
         for choice in chosen:
@@ -118,9 +107,9 @@ class Pipeline:
             return
         kept = ("known", "levels", "image_size", "init", "on_bad_image", "qualify_names")
         about = {name: self.options[name] for name in kept if self.options.get(name)}
-        about |= {"levels": levels} if (levels := self.levels(train)) else {}
-        if self.held_out is not None and self.tree is not None:
-            about["hold_out"] = {"classes": self.options["hold_out"], "taxonomy": self.tree.to_dict()}
+        about |= {"levels": levels} if (levels := self.rows.levels(train)) else {}
+        if self.rows.held_out is not None and self.rows.tree is not None:
+            about["hold_out"] = {"classes": self.options["hold_out"], "taxonomy": self.rows.tree.to_dict()}
         concepts = self.recipe.concepts_at(train)
         if concepts is None and train.concepts is not None:
             concepts = train.concepts.name
@@ -134,12 +123,12 @@ class Pipeline:
             seeds=[self.seed],
             test=test,
             train=train,
-            held_out=self.held_out,
+            held_out=self.rows.held_out,
             source=str(self.source),
             device=self.device,
             workers=self.workers,
             about=about,
-            sides=self.sides(*([] if self.earlier is None else [self.earlier.train])),
+            sides=self.rows.sides(*([] if self.rows.earlier is None else [self.rows.earlier.train])),
             notes=notes,
             caveat=f"With more time it may come out otherwise: {self.cut_short}." if self.cut_short else "",
             began=began,
@@ -158,25 +147,8 @@ class Pipeline:
         notes = notes_of(train, validation, test) + self.recipe.remarks(train)
         notes += unweighted(train, self.recipe.concepts_at(train))
         if self.options.get("init"):
-            notes += shared_rows(self.options["init"], self.earlier, self.sides())
+            notes += shared_rows(self.options["init"], self.rows.earlier, self.rows.sides())
         return [*notes, *([f"warning: {self.cut_short}"] if self.cut_short else [])]
-
-    def load_all(self) -> tuple[LabelledData, LabelledData | None, LabelledData]:
-        """Training rows, validation rows where the source has some of its own, and test rows."""
-        train, validation = self.load_training()
-        return train, validation, self.load("test", like=train)
-
-    def load_training(self) -> tuple[LabelledData, LabelledData | None]:
-        """Training rows, and validation rows where the source has some of its own."""
-        train = self.load("train")
-        validation = (
-            self.load("validation", like=train) if has_split(self.source, "validation", self.data_dir) else None
-        )
-        if self.options.get("known"):
-            # Labels that validation rows choose by are part of the budget.
-            train, validation = (part and part.keep(self.options["known"], self.seed) for part in (train, validation))
-            assert train is not None
-        return train, validation
 
     def recognise(self, *parts: LabelledData | None) -> None:
         """Keep a hash of all rows. Raises DataError where the run was begun with others."""
@@ -186,7 +158,7 @@ class Pipeline:
     def recognise_if_there(self) -> None:
         """The same for a finished run, whose rows need not lie there any more."""
         try:
-            parts = self.load_all()
+            parts = self.rows.load_all()
         except (UsageError, StorageError):
             return
         self.recognise(*parts)
@@ -242,54 +214,6 @@ class Pipeline:
     def build(self, train: LabelledData, recipe: Recipe) -> Model:
         """The recipe's network, fresh, or on the backbone that ``--init`` or ``--weights`` names."""
         return begin(self.options, train, self.backbone, recipe)
-
-    def load(self, split: str, like: LabelledData | None = None) -> LabelledData:
-        """A split of the source; ``like`` the training rows in taxonomy, size and channels."""
-        size, channels = self.options.get("image_size"), None
-        if like is not None and not isinstance(like.inputs, list):
-            channels, height, width = like.image_shape
-            size = (height, width)
-        taxonomy = self.options.get("taxonomy") if like is None else self.tree
-        data = load_data(
-            self.source,
-            split,
-            self.data_dir,
-            taxonomy,
-            self.levels(like),
-            image_size=size,
-            channels=channels,
-            qualify_names=self.options.get("qualify_names", False),
-            on_bad_image=self.options.get("on_bad_image", "error"),
-            seed=self.seed,
-            concepts=self.options.get("concepts") if like is None or like.concepts is not None else None,
-            sides=self.earlier,
-        )
-        self.tree, self.marks[split] = data.taxonomy, data.marks
-        if not self.options.get("hold_out"):
-            return data
-        data, held = hold_out(data, self.options["hold_out"])
-        if split == "test":
-            self.held_out = held
-        return data
-
-    @cached_property
-    def earlier(self) -> Sides | None:
-        """The rows of the run that this one begins from: those that it was tested on are no training rows here."""
-        return load_bundle(self.options["init"]).sides if self.options.get("init") else None
-
-    def sides(self, *more: np.ndarray) -> Sides | None:
-        """The rows that were loaded, where they are marked, with ``more`` that were trained on."""
-        test, given = self.marks["test"], [marks for split, marks in self.marks.items() if split != "test"]
-        known = [marks for marks in given if marks is not None]
-        return None if test is None or len(known) < len(given) else Sides(np.concatenate([*known, *more]), test)
-
-    def levels(self, like: LabelledData | None) -> list[str] | None:
-        """The levels that were named; of those that ``like`` was loaded with the ones that have labels."""
-        given = self.options.get("levels")
-        if given is None or like is None:
-            return given
-        # Of a folder tree those given are names for its depths, all of which have labels.
-        return [level for level in given if level in like.taxonomy.levels]
 
     def fit(self, recipe: Recipe, train: LabelledData, validation: LabelledData | None, out: RunFolder | Path) -> Run:
         """Train, or go on, in ``out``."""

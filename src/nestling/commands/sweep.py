@@ -85,7 +85,7 @@ class Search:
         }
         self.grid = [dict(zip(ranges, values)) for values in product(*ranges.values())] if is_grid(ranges) else []
         """Every setting, where they can be counted."""
-        self.train, self.validation = pipeline.load_training()
+        self.train, self.validation = pipeline.rows.load_training()
         stages = self.plan({name: ends[0] for name, ends in ranges.items()})
         self.judge: Judge = (
             ByRule(pipeline, self.train, self.validation)

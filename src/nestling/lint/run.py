@@ -15,8 +15,9 @@ from nestling.lint.classes import empty_classes, mix_drift, similar_names, tiny_
 from nestling.lint.duplicates import across_splits, contradicting, near_duplicates, same_rows
 from nestling.lint.finding import Finding
 from nestling.lint.inputs import Prints, look, missing_files, unreadable_files
+from nestling.lint.parents import across_gaps, slips, two_parents
 from nestling.lint.table import Table, read_source
-from nestling.lint.tree import across_gaps, against, cycles, of_file, ragged, single_child, slips, two_parents
+from nestling.lint.tree import against, cycles, of_file, ragged, single_child
 from nestling.taxonomy import Taxonomy
 
 ROUNDS = 8
