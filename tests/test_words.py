@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from nestling.data.batch import Batch
 from nestling.data.text import BUCKETS, TextEncoding
 from nestling.engine.optim import build_optimizer, set_rate
 from nestling.methods.recipe import Optimizer
@@ -16,10 +18,13 @@ from nestling.models.build import build_model
 from nestling.models.nested import NestedModel
 from nestling.models.text import READ, TextBackbone
 from nestling.models.words import NETWORK, SCALE, WIDEST, AlongGradient, LinearWords, is_first
+from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Term
 from nestling.taxonomy import Taxonomy
 
 TEXTS = ["red red red car", "blue car and red bus", "green tree", "green green grass and tree and sun"]
 WIDTHS = {"coarse": 2, "fine": 4}
+TREE = Taxonomy.from_paths(["x/a", "x/b", "y/c", "y/d"])
+LABELS = torch.tensor([[0, 0], [1, 2], [1, -1], [0, 1]])
 
 
 @pytest.fixture
@@ -118,8 +123,7 @@ def test_the_table_follows_its_gradient(model: LinearWords, name: str) -> None:
 
 
 def test_scores_join_logits_and_features() -> None:
-    taxonomy = Taxonomy.from_paths(["x/a", "x/b", "y/c", "y/d"])
-    model = build_model(taxonomy, TextEncoding().shape, "text:6/8").eval()
+    model = build_model(TREE, TextEncoding().shape, "text:6/8").eval()
     assert isinstance(model, NestedModel) and model.words is not None
     texts = TextEncoding().encode(TEXTS)
     without = model(texts)
@@ -131,6 +135,24 @@ def test_scores_join_logits_and_features() -> None:
         assert torch.allclose(found.logits[level], without.logits[level] + words[level], rtol=1e-4, atol=1e-3)
         assert torch.equal(found.features[level][:, -width:], words[level].softmax(1))
     assert all(model.words in model.parts(level) for level in WIDTHS)
+
+
+@pytest.mark.parametrize("term", [CrossEntropy("fine"), MarginalCrossEntropy("fine", TREE)])
+def test_each_part_learns_as_if_it_stood_alone(term: Term) -> None:
+    """The table by the linear loss, the head by the network's: what one of them knows the other learns, too."""
+    model = build_model(TREE, TextEncoding().shape, "text:6/8").eval()
+    assert isinstance(model, NestedModel) and model.words is not None
+    batch = Batch(TextEncoding().encode(TEXTS), LABELS, torch.arange(4), TREE.levels)
+    counted(model.words, batch.inputs)
+    torch.nn.init.normal_(model.words.table, std=0.01)
+    outputs = model(batch.inputs)
+    found, counts = term(outputs, batch)
+    network, linear = outputs.apart["fine"]
+    alone = [term(replace(outputs, apart={}, logits={"fine": part}), batch)[0] for part in (network, linear)]
+    assert torch.allclose(found, alone[0] + alone[1]) and counts.sum() >= 3
+    for parameter, loss in ((model.head["fine"].weight, alone[0]), (model.words.table, alone[1])):
+        both, own = (torch.autograd.grad(part.sum(), parameter, retain_graph=True)[0] for part in (found, loss))
+        assert own.abs().max() > 0 and torch.allclose(both, own, rtol=1e-4, atol=1e-6)
 
 
 def test_convolutions_read_the_beginning_and_the_linear_model_all(model: LinearWords) -> None:

@@ -24,8 +24,8 @@ KINDS = 2
 """Words, and pairs of neighbours."""
 BUCKETS = 2**17
 """Hashes of each kind; 0 stands for nothing."""
-LENGTH = 512
-"""Words that are read of a text. Of newsgroups20's 27 % have more than 256 words, and 8 % more than these."""
+LENGTH = 768
+"""Words that are read of a text: all of 99.7 % of newsgroups20's, where 512 would be all of 92 %."""
 LONGEST = 4096
 LARGEST = 64 << 20
 """Bytes of a text file."""

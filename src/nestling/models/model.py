@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ class Outputs:
     """(b, d) each: the bottleneck that enters the last linear layer; behind it, of texts, what the words say."""
     embedding: Tensor
     """(b, D): the pooled last map of the backbone, which search compares."""
+    apart: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    """(b, width) each: of an output whose logits are a sum the parts that learn, each as if it stood alone."""
+
+    def learners(self, name: str) -> list[Tensor]:
+        """The scores (b, width), fp32, that labels of an output teach: its logits, or their parts."""
+        return [scores.float() for scores in self.apart.get(name, (self.logits[name],))]
 
 
 @dataclass(frozen=True, eq=False)

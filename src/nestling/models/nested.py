@@ -30,7 +30,7 @@ class NestedModel(Model):
     Parameters
     ----------
     backbone: follows the stage protocol of ``models.backbones``. Of texts a linear model of the words stands beside it,
-        whose scores are added to the logits; their softmax joins the features.
+        whose scores are added to the logits, and which learns by itself; their softmax joins the features.
     taxonomy: its levels are the outputs, coarse to fine.
     config: how to build this model again.
     heads: the levels that have a head; by default all. The end-to-end twin and the flat baselines are this same
@@ -110,7 +110,7 @@ class NestedModel(Model):
         maps = self.backbone(images)
         current = maps[-1]
         embedding = pooled = current.mean((2, 3))
-        logits, features = {}, {}
+        logits, features, apart = {}, {}, {}
         linear = {} if self.words is None else self.words(images)
         for level in self.taxonomy.levels:
             if level in self.decoder:
@@ -122,9 +122,10 @@ class NestedModel(Model):
                 features[level] = self.hidden[level](pooled) if level in self.hidden else pooled
                 logits[level] = self.head[level](features[level])
                 if self.words is not None:
+                    apart[level] = logits[level], linear[level]
                     logits[level] = NETWORK * logits[level] + linear[level]
                     shares = linear[level].softmax(1).to(features[level].dtype)
                     features[level] = torch.cat([features[level], shares], 1)
             if level == until:
                 break
-        return Outputs(logits, features, embedding)
+        return Outputs(logits, features, embedding, apart)

@@ -1,7 +1,8 @@
 """A linear model of a text's words, beside a network: it learns from few texts what convolutions learn from many.
 
-After Cheng et al. 2016, *Wide & Deep Learning for Recommender Systems*: the scores of both are added, and both are
-trained together, each by the rule that suits it.
+After Cheng et al. 2016, *Wide & Deep Learning for Recommender Systems*, where the scores of both are added; but each
+learns as if it stood alone, and by the rule that suits it: of a sum the part that learns faster leaves nothing to the
+other.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ WIDEST = 64
 SCALE = 300.0
 """Of the scores: how far one step of the optimiser moves them. Half and 1.7 times are level on validation rows."""
 NETWORK = 0.1
-"""What the network's own scores count in the sum. At 1 it fits a few texts by their rare words before the linear model
-has learned from them."""
+"""What the network's own scores count in the sum, a tenth to a third alike; at 1 they spoil it."""
 
 
 class AlongGradient(nn.Parameter):

@@ -58,7 +58,7 @@ class SelfTraining(WithSlowCopy):
             guesses = slow.answers(seen, reject=False).combined
         total = torch.zeros_like(batch.labels[:, 0], dtype=torch.float32)
         counted = torch.zeros_like(total)
-        for level, logits in outputs.logits.items():
+        for level in outputs.logits:
             guess = within_known(guesses[level], batch.labels, self.taxonomy, level)
             counts = (batch.at(level) < 0).float()
             counted = torch.maximum(counted, counts)
@@ -66,5 +66,6 @@ class SelfTraining(WithSlowCopy):
                 likeliest = guess.max(1)
                 guess = F.one_hot(likeliest.indices, guess.shape[1]).float()
                 counts = counts * (likeliest.values >= self.certain)
-            total = total - counts * (guess * logits.float().log_softmax(1)).sum(1)
+            for scores in outputs.learners(level):
+                total = total - counts * (guess * scores.log_softmax(1)).sum(1)
         return total, counted

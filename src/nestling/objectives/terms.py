@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import reduce
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -143,7 +144,8 @@ class CrossEntropy(Term):
 
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
         labels = batch.at(self.level)
-        return functional.level_cross_entropy(outputs.logits[self.name].float(), labels), (labels >= 0).float()
+        values = [functional.level_cross_entropy(scores, labels) for scores in outputs.learners(self.name)]
+        return reduce(torch.add, values), (labels >= 0).float()
 
 
 class MarginalCrossEntropy(Term):
@@ -158,10 +160,11 @@ class MarginalCrossEntropy(Term):
         self.depth = taxonomy.level_index(self.level) + 1
 
     def forward(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
-        values = functional.marginal_cross_entropy(
-            outputs.logits[self.name].float(), batch.labels, self.taxonomy, level=self.level
-        )
-        return values, (batch.labels[:, : self.depth] >= 0).any(1).float()
+        values = [
+            functional.marginal_cross_entropy(scores, batch.labels, self.taxonomy, level=self.level)
+            for scores in outputs.learners(self.name)
+        ]
+        return reduce(torch.add, values), (batch.labels[:, : self.depth] >= 0).any(1).float()
 
 
 class SimilarityMatching(Term):
