@@ -19,6 +19,7 @@ from nestling.errors import DataError, UsageError
 from nestling.methods.nested import Nested
 from nestling.methods.recipe import Optimizer
 from nestling.models.build import build_model
+from nestling.models.words import HASHED
 from nestling.taxonomy import Taxonomy
 from running import nestling, refuse, succeed
 from small import Crash, Watch, assert_same_weights, checkpoint_every_epoch, quick
@@ -157,7 +158,7 @@ def test_texts_are_predicted(trained: Path) -> None:
     long = "banana bread " * 80_000
     answers = predictor.predict(["banana bread", "", long])
     assert [answer["input"] for answer in answers] == ["banana bread", "", long[:80]]
-    assert answers[0]["path"] == found[0]["path"] and predictor.embed(["one"]).shape == (1, 8)
+    assert answers[0]["path"] == found[0]["path"] and predictor.embed(["one"]).shape == (1, 8 + HASHED)
     assert predictor.predict_proba([])["fine"].shape == (0, 4)
     with pytest.raises(DataError, match="the model reads texts, expected a string, got PosixPath"):
         predictor.predict([Path("note.txt")])

@@ -16,8 +16,20 @@ from nestling.engine.optim import build_optimizer, set_rate
 from nestling.methods.recipe import Optimizer
 from nestling.models.build import build_model
 from nestling.models.nested import NestedModel
+from nestling.models.search import SearchModel
 from nestling.models.text import READ, TextBackbone
-from nestling.models.words import NETWORK, SCALE, WIDEST, AlongGradient, LinearWords, is_first
+from nestling.models.words import (
+    HASHED,
+    NETWORK,
+    SCALE,
+    SHARE,
+    WIDEST,
+    AlongGradient,
+    LinearWords,
+    Reading,
+    hashed,
+    is_first,
+)
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Term
 from nestling.taxonomy import Taxonomy
 
@@ -90,6 +102,39 @@ def test_directions(fine: int) -> None:
     if 2 + fine <= WIDEST:
         assert torch.allclose(products, torch.eye(2 + fine), atol=1e-5)
     assert model(TextEncoding(3).encode(["a word"]))["fine"].shape == (1, fine)
+
+
+def test_hashed_words_keep_the_products_of_texts(model: LinearWords) -> None:
+    words = [f"w{number}" for number in range(400)]
+    texts = TextEncoding(300).encode([" ".join(words[start : start + 200]) for start in (0, 50, 100, 200)])
+    counted(model, texts)
+    weights, found = torch.from_numpy(dense(model, texts)), hashed(model.read(texts))
+    assert found.shape == (4, HASHED) and torch.allclose(found.norm(dim=1), torch.ones(4), atol=1e-5)
+    # Of 1,024 numbers a product is told to about 1 / 32.
+    assert (found @ found.T - weights @ weights.T).abs().max() < 0.1
+    assert not hashed(model.read(TextEncoding(5).encode([""]))).any()
+
+
+def test_places_and_signs_are_even() -> None:
+    every = torch.arange(1, BUCKETS)[:, None]
+    found = hashed(Reading(every, torch.ones(every.shape)))
+    places, signs = found.abs().argmax(1), found.sum(1)
+    assert places.bincount(minlength=HASHED).max() < 2 * BUCKETS / HASHED and abs(signs.mean()) < 0.02
+    assert abs(torch.corrcoef(torch.stack([signs[:-1], signs[1:]]))[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("method", ["nested", "flat-marginal", "coins"])
+def test_search_compares_words_too(method: str) -> None:
+    """As do nested learning and the baselines, of the same frequencies as their linear model."""
+    model = build_model(TREE, TextEncoding().shape, "text:6/8", method)
+    assert isinstance(model, NestedModel | SearchModel) and model.words is not None
+    texts = TextEncoding().encode([*TEXTS, "grass and a tree"])
+    model.train()(texts)
+    found = model.eval()(texts).embedding
+    assert found.shape == (5, 8 + HASHED) and torch.equal(found[:, 8:], hashed(model.words.read(texts)))
+    assert torch.allclose(found[:, :8].norm(dim=1), torch.full((5,), SHARE), atol=1e-5)
+    alike = found[:, 8:] @ found[:, 8:].T
+    assert alike[4, :4].argmax() == 3 and alike[0, 1] > alike[0, 2]
 
 
 def test_only_training_counts_documents(model: LinearWords) -> None:

@@ -20,7 +20,7 @@ from nestling.models.by_level import ByLevel
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
 from nestling.models.text import TextBackbone
-from nestling.models.words import NETWORK, LinearWords
+from nestling.models.words import NETWORK, LinearWords, beside
 from nestling.taxonomy import Taxonomy
 
 
@@ -111,7 +111,10 @@ class NestedModel(Model):
         current = maps[-1]
         embedding = pooled = current.mean((2, 3))
         logits, features, apart = {}, {}, {}
-        linear = {} if self.words is None else self.words(images)
+        linear: dict[str, Tensor] = {}
+        if self.words is not None:
+            read = self.words.read(images)
+            linear, embedding = self.words.score(read), beside(embedding, read)
         for level in self.taxonomy.levels:
             if level in self.decoder:
                 skip = maps[self.source[level]]

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from nestling.errors import UsageError
 from nestling.models.heads import Calibration
 from nestling.models.model import Model, Outputs
+from nestling.models.text import TextBackbone
+from nestling.models.words import Words, beside
 from nestling.taxonomy import Taxonomy
 
 
@@ -36,7 +38,7 @@ class SearchModel(Model):
 
     Parameters
     ----------
-    backbone: follows the stage protocol of ``models.backbones``.
+    backbone: follows the stage protocol of ``models.backbones``. Of texts search compares their words, too.
     taxonomy: of the labels.
     config: how to build this model again.
     level: the level that is classified, its only output.
@@ -67,6 +69,7 @@ class SearchModel(Model):
         if mlp is not None and mlp < 1:
             raise UsageError(f"mlp must be at least 1, got {mlp}")
         self.backbone, self.cosine, self.probe = backbone, cosine, probe
+        self.words = Words() if isinstance(backbone, TextBackbone) else None
         self.earlier: EarlierRows | None = None
         """What instance rows begin with, where they go on from another run's."""
         self.level = taxonomy.levels[taxonomy.level_index(level)]
@@ -111,4 +114,6 @@ class SearchModel(Model):
             features = F.normalize(features.float(), dim=1) / self.temperature
             weight = F.normalize(weight, dim=1)
         logits = F.linear(features.detach() if self.probe else features, weight)
+        if self.words is not None:
+            embedding = beside(embedding, self.words.read(images))
         return Outputs({self.level: logits}, {self.level: features}, embedding)
