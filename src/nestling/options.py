@@ -190,12 +190,12 @@ class Lint(SourceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Index(SourceOptions):
-    """Make every picture of SOURCE ready to be searched: a folder of features, names and labels."""
+    """Make every picture or text of SOURCE ready to be searched: a folder of features, names and labels."""
 
     run: RunArgument
     """A run folder or a bundle folder."""
     source: Positional[Annotated[str, arg(metavar="SOURCE")]]
-    """What will be searched: as for train, or a folder of pictures without class folders."""
+    """What will be searched: as for train, or a folder of texts, or of pictures without class folders."""
     out: str | None = None
     """The folder to write; by default runs/index-<source>-<fingerprint of the model>."""
     device: str = "auto"
@@ -204,12 +204,12 @@ class Index(SourceOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class Search(SourceOptions):
-    """Find the pictures of a gallery that are most like each query."""
+    """Find the pictures or texts of a gallery that are most like each query."""
 
     run: RunArgument
     """A run folder or a bundle folder."""
     queries: Positional[Annotated[tuple[str, ...], arg(metavar="QUERY")]]
-    """Pictures, folders of them, or rows of the gallery by name."""
+    """Pictures or files of text, folders of them, rows of the gallery by name, or texts of two words or more."""
     gallery: Annotated[str, arg(metavar="SOURCE_OR_INDEX")]
     """What is searched: a source, or the folder that nestling index wrote."""
     k: Annotated[int, arg(aliases=["-k"])] = 10

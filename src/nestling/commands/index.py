@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nestling.bundle import load_bundle
 from nestling.commands.reading import read_as
@@ -14,6 +15,7 @@ from nestling.data.catalogue import CATALOGUE
 from nestling.data.dataset import LabelledData
 from nestling.data.images import find_images, load_images
 from nestling.data.sources import load_data
+from nestling.data.text import TextEncoding, find_texts, loaded_for, read_text
 from nestling.errors import UsageError
 from nestling.evaluate.index import build_index, check_place, fingerprint
 from nestling.evaluate.predictor import Predictor
@@ -47,14 +49,16 @@ def open_model(command: Asked) -> tuple[Asked, Predictor, int]:
 
 
 def load_gallery(command: SourceOptions, source: str, predictor: Predictor, seed: int) -> LabelledData:
-    """Every row of a source, at the model's size. A folder of pictures without class folders has no labels.
+    """Every row of a source, as the model takes it. A folder of texts, or of pictures without classes, has no labels.
 
     ``seed`` is the run's: of a set that is made, the rows are those that it was trained and tested on.
     """
-    size = (predictor.preprocessing.height, predictor.preprocessing.width)
-    channels = predictor.preprocessing.channels
-    if is_flat(source):
-        data = loose_pictures(source, size, channels, command.on_bad_image == "skip")
+    form = loaded_for(predictor.preprocessing)
+    reads = isinstance(predictor.preprocessing, TextEncoding)
+    if reads and is_loose(source):
+        data = loose_texts(source)
+    elif is_flat(source) and not reads:
+        data = loose_pictures(source, form["image_size"], form["channels"], command.on_bad_image == "skip")
     else:
         data = load_data(
             source,
@@ -62,14 +66,14 @@ def load_gallery(command: SourceOptions, source: str, predictor: Predictor, seed
             command.data_dir,
             command.taxonomy,
             command.level_names,
-            image_size=size,
-            channels=channels,
+            **form,
             qualify_names=command.qualify_names,
             on_bad_image=command.on_bad_image or "error",
             seed=seed,
         )
-    if isinstance(data.inputs, list):
-        raise UsageError(f"{source} holds texts, and this model compares pictures")
+    if isinstance(data.inputs, list) != reads:
+        held, compared = ("pictures", "texts") if reads else ("texts", "pictures")
+        raise UsageError(f"{source} holds {held}, and this model compares {compared}")
     for note in data.notes:
         say(note)
     return data
@@ -80,10 +84,19 @@ def loose_pictures(source: str, size: tuple[int, int], channels: int, skip: bool
     paths = find_images(source)
     items = [str(path) for path in paths]
     images, kept, notes = load_images(paths, items, image_size=size, channels=channels, skip_bad=skip)
-    # A tree of one class, which no row is labelled with.
+    return unlabelled(images, [items[row] for row in kept.tolist()], notes)
+
+
+def loose_texts(source: str) -> LabelledData:
+    """The texts below a folder: rows without a label."""
+    paths = find_texts(source)
+    return unlabelled([read_text(path) for path in paths], [str(path) for path in paths])
+
+
+def unlabelled(inputs: Any, items: Sequence[str], notes: tuple[str, ...] = ()) -> LabelledData:
+    """Under a tree of one class, which no row is labelled with."""
     nothing = Taxonomy.from_paths(["unknown"], ["label"])
-    labels = nothing.encode([[None]] * len(kept))
-    return LabelledData(images, labels, nothing, items=tuple(items[row] for row in kept.tolist()), notes=notes)
+    return LabelledData(inputs, nothing.encode([[None]] * len(items)), nothing, items=tuple(items), notes=notes)
 
 
 def is_named(source: str) -> bool:
@@ -93,9 +106,12 @@ def is_named(source: str) -> bool:
 
 def is_flat(source: str) -> bool:
     """Whether it is a folder whose pictures all lie directly in it."""
-    if is_named(source):
-        return False
+    return is_loose(source) and all(picture.parent == Path(source) for picture in find_images(source))
+
+
+def is_loose(source: str) -> bool:
+    """Whether it is a folder without a table in it."""
     path = Path(source)
-    if not path.is_dir() or any(child.suffix in (".parquet", ".csv", ".tsv") for child in path.iterdir()):
+    if is_named(source) or not path.is_dir():
         return False
-    return all(picture.parent == path for picture in find_images(path))
+    return not any(child.suffix in (".parquet", ".csv", ".tsv") for child in path.iterdir())

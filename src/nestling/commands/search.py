@@ -1,4 +1,4 @@
-"""``nestling search``: the pictures of a gallery that are most like each query."""
+"""``nestling search``: the pictures or texts of a gallery that are most like each query."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from nestling.commands.index import is_named, load_gallery, open_model
 from nestling.commands.predict import printable
 from nestling.commands.train import say
 from nestling.data.images import find_images, read_images
-from nestling.errors import NestlingError, UsageError, listed
-from nestling.evaluate.index import Index, build_index, check_model, is_index
+from nestling.data.text import TextEncoding, find_texts, read_text
+from nestling.errors import DataError, NestlingError, UsageError, listed
+from nestling.evaluate.index import Index, beginning, build_index, check_model, is_index
 from nestling.evaluate.predictor import Predictor
 from nestling.files import write_json, write_text
 from nestling.report.search import Picture, Shelf, render_search
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def search(command: Search) -> int:
     """Run the command. A query that cannot be read is reported, the others are answered, and the exit code is 3."""
     if not command.queries:
-        raise UsageError("search needs at least one picture, or a row of the gallery by its name")
+        raise UsageError("search needs at least one picture or text, or a row of the gallery by its name")
     if command.k < 1:
         raise UsageError(f"-k must be at least 1, got {command.k}")
     command, predictor, seed = open_model(command)
@@ -56,7 +57,7 @@ def search(command: Search) -> int:
 
 
 class Query:
-    """One picture that is asked for, and what was found."""
+    """One picture or text that is asked for, and what was found."""
 
     def __init__(
         self,
@@ -64,9 +65,11 @@ class Query:
         features: torch.Tensor | None = None,
         row: int | None = None,
         image: np.ndarray | None = None,
+        text: str | None = None,
         error: str = "",
     ) -> None:
-        self.name, self.features, self.row, self.image, self.error = name, features, row, image, error
+        self.name, self.features, self.row, self.error = name, features, row, error
+        self.image, self.text = image, text
         self.hits: list[tuple[int, float]] = []
 
     def labels(self, index: Index) -> dict[str, str]:
@@ -79,26 +82,56 @@ class Query:
 
 
 def read_queries(names: tuple[str, ...], predictor: Predictor, index: Index) -> list[Query]:
-    """Files, folders of files, and names of rows of the gallery, with their features."""
-    size, channels = (predictor.preprocessing.height, predictor.preprocessing.width), predictor.preprocessing.channels
+    """Files, folders of files, names of rows of the gallery, and texts themselves, with their features."""
+    reads = isinstance(predictor.preprocessing, TextEncoding)
     found: list[Query] = []
     for name in names:
-        if not Path(name).exists() and name in index.items:
+        there = is_there(name)
+        if not there and name in index.items:
             row = index.items.index(name)
             found.append(Query(name, index.features[row], row))
-            continue
-        if not Path(name).exists():
+        elif not there and reads and len(name.split()) > 1:
+            found.append(Query(beginning(name), text=name))
+        elif not there:
+            what = "neither a file, nor the name of a row of the gallery"
+            what += ", nor a text of two words" if reads else ""
             example = f" (rows have names such as {index.items[0]!r})" if index.items else ""
-            found.append(Query(name, error=f"{name}: neither a file, nor the name of a row of the gallery{example}"))
-            continue
-        for path, image in read_images(find_images(name), size, channels):
-            bad = not isinstance(image, np.ndarray)
-            found.append(Query(path, error=str(image)) if bad else Query(path, image=image))  # type: ignore[arg-type]
-    pictures = [query for query in found if query.image is not None]
-    if pictures:
-        images = torch.from_numpy(np.stack([query.image for query in pictures]))  # type: ignore[misc]
-        for query, features in zip(pictures, torch.from_numpy(predictor.embed(images)), strict=True):
+            found.append(Query(name, error=f"{name}: {what}{example}"))
+        else:
+            found += queries_of_texts(name) if reads else queries_of_pictures(name, predictor)
+    asked = [query for query in found if query.image is not None or query.text is not None]
+    if asked:
+        inputs = [q.text for q in asked] if reads else torch.from_numpy(np.stack([q.image for q in asked]))  # type: ignore[misc]
+        for query, features in zip(asked, torch.from_numpy(predictor.embed(inputs)), strict=True):
             query.features = features
+    return found
+
+
+def is_there(name: str) -> bool:
+    """Whether it is a file or folder; a text may be longer than any name."""
+    try:
+        return Path(name).exists()
+    except OSError:
+        return False
+
+
+def queries_of_pictures(name: str, predictor: Predictor) -> list[Query]:
+    """A picture, or all of a folder."""
+    size, channels = (predictor.preprocessing.height, predictor.preprocessing.width), predictor.preprocessing.channels
+    return [
+        Query(path, image=image) if isinstance(image, np.ndarray) else Query(path, error=str(image))
+        for path, image in read_images(find_images(name), size, channels)
+    ]
+
+
+def queries_of_texts(name: str) -> list[Query]:
+    """A file that holds a text, or all of a folder."""
+    found = []
+    for path in find_texts(name):
+        try:
+            found.append(Query(str(path), text=read_text(path)))
+        except DataError as error:
+            found.append(Query(str(path), error=str(error)))
     return found
 
 
@@ -111,6 +144,7 @@ def write(command: Search, index: Index, queries: list[Query]) -> None:
             continue
         hits = [
             {"item": printable(index.items[row]), "score": score, "labels": index.labels_of(row)}
+            | ({"text": index.texts[row]} if index.texts else {})
             for row, score in query.hits
         ]
         results.append({"query": printable(query.name), "hits": hits})
@@ -125,7 +159,8 @@ def write(command: Search, index: Index, queries: list[Query]) -> None:
             continue
         print(result["query"])
         for hit in result["hits"]:
-            print(f"  {hit['score']:.3f}  {hit['item']}  {' > '.join(hit['labels'].values())}".rstrip())
+            about = [hit["item"], " > ".join(hit["labels"].values()), hit.get("text", "")]
+            print(f"  {hit['score']:.3f}  {'  '.join(filter(None, about))}")
 
 
 def shelves(
@@ -141,9 +176,12 @@ def shelves(
             labels = index.labels_of(row)
             both = [level for level in labels if level in known]
             right = labels[both[-1]] == known[both[-1]] if both else None
-            cards.append(Picture(pictures.get(row), index.items[row], " › ".join(labels.values()), score, right))
-        image = pictures.get(query.row) if query.row is not None else query.image
-        found.append(Shelf(Picture(image, query.name, " › ".join(known.values())), cards, query.error))
+            text = index.texts[row] if index.texts else ""
+            cards.append(Picture(pictures.get(row), index.items[row], " › ".join(labels.values()), score, right, text))
+        image, text = query.image, beginning(query.text or "")
+        if query.row is not None:
+            image, text = pictures.get(query.row), index.texts[query.row] if index.texts else ""
+        found.append(Shelf(Picture(image, query.name, " › ".join(known.values()), text=text), cards, query.error))
     return found
 
 
@@ -151,6 +189,8 @@ def gallery_pictures(
     command: Search, queries: list[Query], index: Index, data: LabelledData | None, predictor: Predictor, seed: int
 ) -> dict[int, np.ndarray]:
     """The pictures of all rows that the page shows, as uint8 (c, h, w); those that cannot be read are left out."""
+    if index.texts:
+        return {}
     rows = sorted({row for query in queries for row, _ in query.hits} | {q.row for q in queries if q.row is not None})
     size, channels = (predictor.preprocessing.height, predictor.preprocessing.width), predictor.preprocessing.channels
     files = {row: file for row in rows if (file := index.file_of(row)) is not None and not index.is_gone(row)}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nestling.data.dataset import LabelledData
 from nestling.errors import StorageError, UsageError
-from nestling.evaluate.predictor import Predictor
+from nestling.evaluate.predictor import SHOWN, Predictor
 from nestling.evaluate.retrieval import highest, normalised
 from nestling.files import storage_error, write_folder
 from nestling.models.weights import weights_hash
@@ -51,6 +51,8 @@ class Index:
     """What was indexed."""
     root: str = ""
     """The folder from which the items are files; empty where they are none: rows of tables and of made sets."""
+    texts: tuple[str, ...] = ()
+    """How each row's text begins; nothing of pictures."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -101,6 +103,7 @@ class Index:
             "root": self.root,
             "items": list(self.items),
             "labels": self.labels,
+            "texts": list(self.texts),
         }
         contents = {
             FEATURES: save({"features": self.features.contiguous()}),
@@ -126,6 +129,7 @@ class Index:
                 fingerprint=str(rows["fingerprint"]),
                 source=str(rows["source"]),
                 root=str(rows["root"]),
+                texts=tuple(rows.get("texts", ())),
             )
             index.check()
         except StorageError:
@@ -144,7 +148,13 @@ class Index:
         if not (((norms - 1).abs() < 1e-3) | (norms == 0)).all():
             raise ValueError("the features are not of unit norm")
         counts = {len(self.items), len(self.features), *map(len, self.labels.values())}
-        names = [*self.items, *(name for column in self.labels.values() for name in column if name is not None)]
+        if len(self.texts) not in (0, len(self.items)):
+            raise ValueError(f"{len(self.items)} items and {len(self.texts)} texts")
+        names = [
+            *self.items,
+            *self.texts,
+            *(name for column in self.labels.values() for name in column if name is not None),
+        ]
         if len(counts) > 1 or not all(isinstance(name, str) for name in names):
             raise ValueError(f"features, items and labels of {sorted(counts)} rows")
 
@@ -174,10 +184,12 @@ def fingerprint(predictor: Predictor) -> str:
 
 
 def build_index(predictor: Predictor, data: LabelledData, source: str) -> Index:
-    """Embed every row of ``data``, whose images have the model's size."""
+    """Embed every row of ``data``, whose images have the model's size; or texts."""
+    texts = data.inputs if isinstance(data.inputs, list) else []
     parts = [
-        predictor.embed(data.images(np.arange(begin, min(begin + AT_ONCE, len(data)))))
+        predictor.embed(texts[begin:end] or data.images(np.arange(begin, end)))
         for begin in range(0, len(data), AT_ONCE)
+        for end in [min(begin + AT_ONCE, len(data))]
     ]
     if not parts:
         raise UsageError(f"{source} has no rows to index")
@@ -188,7 +200,12 @@ def build_index(predictor: Predictor, data: LabelledData, source: str) -> Index:
     }
     features = normalised(torch.from_numpy(np.concatenate(parts)))
     root = str(Path.cwd()) if Path(data.items[0]).is_file() else ""
-    return Index(features, data.items, labels, fingerprint(predictor), source, root)
+    return Index(features, data.items, labels, fingerprint(predictor), source, root, tuple(map(beginning, texts)))
+
+
+def beginning(text: str) -> str:
+    """Of a text what is shown of it, in one line."""
+    return " ".join(text[: 4 * SHOWN].split())[:SHOWN]
 
 
 def check_model(index: Index, predictor: Predictor, place: str) -> None:

@@ -15,7 +15,7 @@ from nestling.report.examples import png_uri
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One picture of the page."""
+    """One picture of the page, or a text."""
 
     image: np.ndarray | None
     """uint8 (c, h, w); None where it cannot be shown."""
@@ -24,6 +24,8 @@ class Picture:
     score: float | None = None
     right: bool | None = None
     """Whether it is of the query's class; None where that is not known."""
+    text: str = ""
+    """How it begins, where it is no picture but a text."""
 
     @property
     def uri(self) -> str:
