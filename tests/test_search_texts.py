@@ -68,14 +68,65 @@ def test_an_index_holds_how_texts_begin(place: Path, tmp_path: Path) -> None:
     assert text.count("<blockquote>") == 3
 
 
-def test_what_is_no_query_is_said(place: Path) -> None:
+def test_what_is_no_query_is_said(place: Path, tmp_path: Path) -> None:
     """The other queries are answered, however long a text is."""
-    (place / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    done = nestling(
-        "search", place / "run", "doggy", place / "binary.txt", "a dog barks " * 1000, "--gallery", place / "source.csv"
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank.txt").write_text(" ")
+    missing = ("doggy", "", "a letter.txt", tmp_path / "a letter", "source.csv row 9999")
+    wrong = (
+        *missing,
+        tmp_path / "binary.txt",
+        tmp_path / "empty",
+        place / "source.csv",
+        "qqq zzz",
+        tmp_path / "blank.txt",
     )
-    assert done.code == 3 and "nor a text of two words" in done.err and "UTF-8" in done.err
+    done = nestling("search", place / "run", *wrong, "a dog barks " * 1000, "--gallery", place / "source.csv")
+    errors = done.err.splitlines()
+    assert done.code == 3 and len(errors) == len(wrong)
+    assert all("neither a file, nor the name of a row" in line for line in errors[: len(missing)])
+    said = ("save it as that", "holds no texts", "a table, not a text", "none of its words", "none of its words")
+    assert all(part in line for part, line in zip(said, errors[len(missing) :], strict=True))
     assert done.out.startswith("a dog barks") and len(done.out.splitlines()) == 11
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_nothing_of_others_is_written_over(place: Path, tmp_path: Path, option: str) -> None:
+    mine = tmp_path / "mine.csv"
+    mine.write_text("text,coarse\n")
+    asked = ("search", place / "run", "a dog", "--gallery", place / "source.csv", option)
+    refuse(2, ["mine.csv is there and holds no answers", "another name"], *asked, mine)
+    refuse(2, ["holds no answers"], "evaluate", place / "run", "--errors", option, mine)
+    refuse(2, ["holds no answers"], "lint", place / "source.csv", "--json", mine)
+    assert mine.read_text() == "text,coarse\n"
+    for _ in range(2):
+        succeed(*asked, tmp_path / "found")
+
+
+def test_a_slash_is_no_folder(place: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = succeed("search", place / "run", "dog and/or tail", "--gallery", place / "source.csv", "--html", page)
+    assert done.out.startswith("dog and/or tail") and page.read_text().count("dog and/or tail") == 1
+
+
+def test_a_folder_of_texts_with_a_bad_one(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    (folder / "good.txt").write_text("a dog \x1b[31m with\n a tail")
+    (folder / "torn.txt").write_bytes(b"\xff\xfe\x00")
+    refuse(3, ["torn.txt", "UTF-8"], "index", place / "run", folder, "--out", tmp_path / "index")
+    done = succeed("index", place / "run", folder, "--on-bad-image", "skip", "--out", tmp_path / "index")
+    assert "texts that cannot be read and are left out (1): " in done.err
+    assert Index.read(tmp_path / "index").texts == ("a dog [31m with a tail",)
+
+
+@pytest.mark.parametrize("texts", ['"xx"', '["only one"]', '["\\ud800 x", "b"]', "[1, 2]"])
+def test_a_damaged_index_of_texts(place: Path, tmp_path: Path, texts: str) -> None:
+    succeed("index", place / "run", place / "letters", "--out", tmp_path / "index")
+    rows = tmp_path / "index" / "index.json"
+    rows.write_text(json.dumps(json.loads(rows.read_text()) | {"texts": 0}).replace('"texts": 0', f'"texts": {texts}'))
+    refuse(5, ["is damaged", "index again"], "search", place / "run", "a dog", "--gallery", tmp_path / "index")
 
 
 def test_pictures_and_texts_are_not_compared(place: Path, tmp_path: Path) -> None:

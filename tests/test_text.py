@@ -16,6 +16,7 @@ from nestling.data.text import BUCKETS, KINDS, LENGTH, TextEncoding, encoded, is
 from nestling.engine import stage as engine_stage
 from nestling.engine.optim import EPSILON, set_rate
 from nestling.errors import DataError, UsageError
+from nestling.methods.coins import Coins
 from nestling.methods.nested import Nested
 from nestling.methods.recipe import Optimizer
 from nestling.models.build import build_model
@@ -108,6 +109,19 @@ def test_a_broken_run_on_texts_ends_as_an_unbroken_one(tmp_path: Path, monkeypat
     assert_same_weights(broken.model, whole.model)
     assert broken.model.state_dict()["words.documents"][0] > 0
     assert rates == pytest.approx([EPSILON] * len(rates)) and len(rates) == len(watch.taken)
+
+
+def test_a_broken_search_run_on_texts_counts_each_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, recipe = sentences(60), Coins(variant="coins-imp", epochs=3, batch_size=16)
+    whole = quick(recipe, data, tmp_path / "whole", backbone="text:6/8")
+    watch = Watch(monkeypatch)
+    checkpoint_every_epoch(monkeypatch)
+    watch.crash_at = 5
+    with pytest.raises(Crash):
+        quick(recipe, data, tmp_path / "broken", backbone="text:6/8")
+    broken = quick(recipe, data, tmp_path / "broken", backbone="text:6/8")
+    assert_same_weights(broken.model, whole.model)
+    assert broken.model.state_dict()["words.documents"][0] == whole.model.state_dict()["words.documents"][0] > 0
 
 
 @pytest.mark.parametrize("method", ["layerwise", "robust"])

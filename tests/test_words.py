@@ -30,6 +30,7 @@ from nestling.models.words import (
     hashed,
     is_first,
 )
+from nestling.objectives.self_training import SelfTraining
 from nestling.objectives.terms import CrossEntropy, MarginalCrossEntropy, Term
 from nestling.taxonomy import Taxonomy
 
@@ -198,6 +199,22 @@ def test_each_part_learns_as_if_it_stood_alone(term: Term) -> None:
     for parameter, loss in ((model.head["fine"].weight, alone[0]), (model.words.table, alone[1])):
         both, own = (torch.autograd.grad(part.sum(), parameter, retain_graph=True)[0] for part in (found, loss))
         assert own.abs().max() > 0 and torch.allclose(both, own, rtol=1e-4, atol=1e-6)
+
+
+def test_guesses_teach_each_part() -> None:
+    model = build_model(TREE, TextEncoding().shape, "text:6/8")
+    assert isinstance(model, NestedModel) and model.words is not None
+    batch = Batch(TextEncoding().encode(TEXTS), torch.full((4, 2), -1), torch.arange(4), TREE.levels)
+    counted(model.words, batch.inputs)
+    torch.nn.init.normal_(model.words.table, std=0.01)
+    term = SelfTraining(model.eval())
+    outputs = model(batch.inputs)
+    values, counts = term(outputs, batch)
+    guess = model.answers(outputs, reject=False).combined
+    wanted = sum(
+        -(guess[level] * part.log_softmax(1)).sum(1) for level in WIDTHS for part in outputs.apart[level]
+    )  # fmt: skip
+    assert counts.all() and torch.allclose(values, wanted, rtol=1e-4)
 
 
 def test_convolutions_read_the_beginning_and_the_linear_model_all(model: LinearWords) -> None:

@@ -17,6 +17,7 @@ from layers import recipe as layerwise
 from nestling import collective
 from nestling.data.batch import Batch
 from nestling.data.dataset import LabelledData
+from nestling.data.text import TextEncoding
 from nestling.engine.fit import fit
 from nestling.engine.run import Run
 from nestling.errors import DivergedError
@@ -24,6 +25,7 @@ from nestling.methods import Coins, FlatMarginal, Nested, Robust
 from nestling.methods.coins import Moco
 from nestling.methods.recipe import Optimizer, Recipe, Select
 from nestling.models.model import Model, Outputs
+from nestling.models.words import Words
 from nestling.objectives.instance_terms import InstanceWithin
 from nestling.objectives.reducers import Mean
 from nestling.objectives.terms import CrossEntropy, SimilarityMatching
@@ -124,6 +126,7 @@ def results() -> dict[str, Any]:
     found["gradient through a gather"] = gradient_through_a_gather()
     found["gradient of similarity matching"] = gradient_of_similarity_matching()
     found["rows of their own"] = rows_of_their_own()
+    found["documents"] = documents()
     return found
 
 
@@ -173,6 +176,15 @@ def rows_of_their_own() -> list[float]:
     for tensor in term.state_dict().values():
         assert torch.equal(collective.all_sum(tensor), collective.world_size() * tensor), "the processes differ"
     return term.rows.current().flatten().tolist()
+
+
+def documents() -> list[float]:
+    """How many texts of two batches, of five and of two, hold each of four words; at first how many there were."""
+    words, texts = Words().train(), TextEncoding(4).encode(["a1 b1", "a1", "c1 c1", "b1 a1", "", "a1", "d1"])
+    for batch in (texts[:5], texts[5:]):
+        words.read(batch[collective.rank() :: collective.world_size()])
+    of = TextEncoding(1).encode(["a1", "b1", "c1", "d1"])[:, 0, 0, 0].long()
+    return [words.documents[0].item(), *words.documents[of].tolist()]
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nestling.commands.outputs import refuse_others
 from nestling.data.images import LazyImages, read_images
 from nestling.data.inputs import inputs_of
 from nestling.data.stream import Ahead, choose_workers
@@ -175,17 +176,6 @@ class Table:
         """All is there."""
         self.file.flush(sync=True)
         remove(self.state)
-
-
-def refuse_others(path: Path, begins: str) -> None:
-    """Raise UsageError where ``path`` holds something else than answers, which begin so, and would be lost."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(begins.encode()) + 64).decode("utf-8", "replace")
-    except OSError:
-        return
-    if start.strip() and not "".join(start.split()).startswith("".join(begins.split())):
-        raise UsageError(f"{path} is there and holds no answers of nestling: give another name, or delete it")
 
 
 def whole_lines(data: bytes) -> bytes:

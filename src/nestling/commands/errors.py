@@ -25,7 +25,7 @@ from nestling.data.fingerprint import fingerprint
 from nestling.data.hold_out import hold_out
 from nestling.data.sources import has_column, has_split, load_data
 from nestling.data.split import assign, cut_parts, one_of_each_group, strata
-from nestling.data.text import AnyPreprocessing, loaded_for
+from nestling.data.text import AnyPreprocessing, beginning, loaded_for
 from nestling.engine.fit import fit
 from nestling.engine.runtime import Runtime
 from nestling.errors import UsageError
@@ -99,7 +99,8 @@ class Doubts:
             for mistake in mistakes[:SHOWN]:
                 data, row = self.place(mistake.row)
                 given, suggested = self.names(mistake)
-                lines.append(f"  +{mistake.score:.2f}  {printable(data.items[row])}: {given}, rather {suggested}")
+                said = f"  {beginning(data.inputs[row])}" if isinstance(data.inputs, list) else ""
+                lines.append(f"  +{mistake.score:.2f}  {printable(data.items[row])}: {given}, rather {suggested}{said}")
             if len(mistakes) > SHOWN:
                 lines.append(f"  and {len(mistakes) - SHOWN:,} more: --json FILE lists them")
         return lines
@@ -114,7 +115,8 @@ class Doubts:
         given, suggested = self.names(mistake)
         texts = isinstance(data.inputs, list)
         image = None if texts else data.images(np.array([row]))[0].cpu().numpy()
-        return Suspect(image, printable(data.items[row]), given, suggested, mistake.score)
+        text = beginning(data.inputs[row]) if isinstance(data.inputs, list) else ""
+        return Suspect(image, printable(data.items[row]), given, suggested, mistake.score, text)
 
 
 def doubts(command: Evaluate, bundle: Bundle, test: LabelledData, runtime: Runtime) -> Doubts:

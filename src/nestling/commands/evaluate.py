@@ -14,6 +14,7 @@ from nestling.bundle import Bundle, load_bundle
 from nestling.commands.errors import concept_column, doubts
 from nestling.commands.figures import figure_lines
 from nestling.commands.index import is_flat, loose_pictures
+from nestling.commands.outputs import PAGE, refuse_others
 from nestling.commands.reading import own_source, read_as
 from nestling.commands.show import require_model
 from nestling.commands.train import say
@@ -43,6 +44,8 @@ def evaluate(command: Evaluate) -> int:
     began = time.monotonic()
     if (command.html or command.folds is not None) and not command.errors:
         raise UsageError("--html and --folds belong to the list of probable mistakes: add --errors")
+    refuse_others(command.json, "{")
+    refuse_others(command.html, PAGE)
     for spec in command.distort:
         parse_distortion(spec)
     for spec in command.attack:

@@ -16,7 +16,7 @@ from nestling.data.dataset import LabelledData
 from nestling.data.images import find_images, load_images
 from nestling.data.sources import load_data
 from nestling.data.text import TextEncoding, find_texts, loaded_for, read_text
-from nestling.errors import UsageError
+from nestling.errors import DataError, UsageError, listed
 from nestling.evaluate.index import build_index, check_place, fingerprint
 from nestling.evaluate.predictor import Predictor
 from nestling.taxonomy import Taxonomy
@@ -55,8 +55,8 @@ def load_gallery(command: SourceOptions, source: str, predictor: Predictor, seed
     """
     form = loaded_for(predictor.preprocessing)
     reads = isinstance(predictor.preprocessing, TextEncoding)
-    if reads and is_loose(source):
-        data = loose_texts(source)
+    if isinstance(predictor.preprocessing, TextEncoding) and is_loose(source):
+        data = loose_texts(source, predictor.preprocessing.most, command.on_bad_image == "skip")
     elif is_flat(source) and not reads:
         data = loose_pictures(source, form["image_size"], form["channels"], command.on_bad_image == "skip")
     else:
@@ -87,10 +87,21 @@ def loose_pictures(source: str, size: tuple[int, int], channels: int, skip: bool
     return unlabelled(images, [items[row] for row in kept.tolist()], notes)
 
 
-def loose_texts(source: str) -> LabelledData:
-    """The texts below a folder: rows without a label."""
-    paths = find_texts(source)
-    return unlabelled([read_text(path) for path in paths], [str(path) for path in paths])
+def loose_texts(source: str, most: int, skip: bool) -> LabelledData:
+    """The first ``most`` characters of the texts below a folder: rows without a label."""
+    texts: dict[str, str] = {}
+    errors: list[str] = []
+    for path in find_texts(source):
+        try:
+            texts[str(path)] = read_text(path)[:most]
+        except DataError as error:
+            if not skip:
+                raise
+            errors.append(str(error))
+    if not texts:
+        raise DataError(f"{source}: no text can be read: {listed(errors, 3)}")
+    notes = (f"texts that cannot be read and are left out ({len(errors)}): {listed(errors, 5)}",) if errors else ()
+    return unlabelled(list(texts.values()), list(texts), notes)
 
 
 def unlabelled(inputs: Any, items: Sequence[str], notes: tuple[str, ...] = ()) -> LabelledData:

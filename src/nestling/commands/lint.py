@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from nestling.audit import LevelAudit
+from nestling.commands.outputs import refuse_others
 from nestling.commands.train import answer, say
 from nestling.data.inputs import BLOCK
 from nestling.files import write_json
@@ -26,6 +27,7 @@ EVERY = 10_000
 def lint_command(command: Lint) -> int:
     """Run the command: 3 where there are errors, 0 with warnings alone."""
     out = None if command.fix is None else check_target(command.fix, command.source)
+    refuse_others(command.json, "{")
 
     def said(done: int) -> None:
         if done // EVERY > max(done - BLOCK, 0) // EVERY:

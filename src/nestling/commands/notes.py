@@ -1,8 +1,8 @@
-"""What there is to say of the data before a training: what was left out, and what can hardly be learned."""
+"""What there is to say of the data before a training, and of its confidences after it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from nestling.methods.recipe import Recipe
 
 UNEVEN = 10
 """Times as many rows in the largest class as in the smallest."""
+FAR, ENOUGH = 0.1, 50
+"""Confidence above accuracy that is warned of, and the least test rows that it is told by."""
 
 
 def scarce(train: LabelledData) -> list[str]:
@@ -90,3 +92,14 @@ def unweighted(train: LabelledData, weighted: str | None) -> list[str]:
 def left_out(data: LabelledData) -> list[str]:
     """What was said of inputs that could not be read."""
     return [note for note in data.notes if note.startswith("left out")]
+
+
+def overconfident(levels: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A warning for each level of metrics.json whose answers are far more confident than right on enough test rows."""
+    return [
+        f"warning: at level {level['name']!r} the answers are {100 * level['overconfidence']:.0f} points more "
+        f"confident than right on {level['n']:,} test rows: "
+        "trust none of its confidences; predict --risk answers what can be kept"
+        for level in levels
+        if level["n"] >= ENOUGH and (level.get("overconfidence") or 0) > FAR
+    ]

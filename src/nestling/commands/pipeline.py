@@ -18,7 +18,7 @@ from nestling.commands.choose import Choice, cut_short, keep_to
 from nestling.commands.figures import figure_lines
 from nestling.commands.finish import Finish, default_distortions, finish
 from nestling.commands.init import begin, shared_rows
-from nestling.commands.notes import idle_lines, notes_of, unweighted
+from nestling.commands.notes import idle_lines, notes_of, overconfident, unweighted
 from nestling.commands.reading import PLACE
 from nestling.commands.rivals import rivals, train_rivals
 from nestling.commands.source_rows import SourceRows
@@ -135,7 +135,7 @@ class Pipeline:
         )
         size = runs[self.recipe.method].preprocessing
         metrics = finish(end, [] if holds_texts(test) else default_distortions(min(size.height, size.width)))
-        for line in (*score_lines({"": metrics["levels"]}), *figure_lines(metrics)):
+        for line in (*score_lines({"": metrics["levels"]}), *figure_lines(metrics), *overconfident(metrics["levels"])):
             say(line)
         if "verdict" in metrics:
             say(metrics["verdict"])

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nestling.bundle import from_pretrained
-from nestling.commands.answers import Progress, Table, answer_all, answer_texts, header, lines, printable, refuse_others
+from nestling.commands.answers import Progress, Table, answer_all, answer_texts, header, lines, printable
+from nestling.commands.outputs import refuse_others
 from nestling.commands.show import require_model
 from nestling.commands.train import say
 from nestling.data.images import find_images
@@ -35,10 +36,9 @@ def predict(command: Predict) -> int:
     if command.json == "-" and command.csv == "-":
         raise UsageError("--json - and --csv - both want stdout: give one of them a file")
     if not command.files:
-        raise UsageError("predict needs at least one picture or folder")
+        raise UsageError("predict needs at least one picture, text or folder")
     require_model(Path(command.run))
-    if command.json and command.json != "-":
-        refuse_others(Path(command.json), '[{"input":')
+    refuse_others(command.json, '[{"input":')
     predictor = from_pretrained(command.run, command.device)
     options = choose(command, predictor)
     texts = isinstance(predictor.preprocessing, TextEncoding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,16 @@ import numpy as np
 import torch
 
 from nestling.commands.index import is_named, load_gallery, open_model
+from nestling.commands.outputs import PAGE, refuse_others
 from nestling.commands.predict import printable
 from nestling.commands.train import say
 from nestling.data.images import find_images, read_images
-from nestling.data.text import TextEncoding, find_texts, read_text
+from nestling.data.text import TextEncoding, beginning, find_texts, read_text
 from nestling.errors import DataError, NestlingError, UsageError, listed
-from nestling.evaluate.index import Index, beginning, build_index, check_model, is_index
+from nestling.evaluate.index import Index, build_index, check_model, is_index
 from nestling.evaluate.predictor import Predictor
 from nestling.files import write_json, write_text
+from nestling.models.words import HASHED
 from nestling.report.search import Picture, Shelf, render_search
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ def search(command: Search) -> int:
         raise UsageError("search needs at least one picture or text, or a row of the gallery by its name")
     if command.k < 1:
         raise UsageError(f"-k must be at least 1, got {command.k}")
+    refuse_others(command.json, "[")
+    refuse_others(command.html, PAGE)
     command, predictor, seed = open_model(command)
     data = None
     if not is_named(command.gallery) and is_index(command.gallery):
@@ -66,16 +71,19 @@ class Query:
         row: int | None = None,
         image: np.ndarray | None = None,
         text: str | None = None,
+        said: bool = False,
         error: str = "",
     ) -> None:
         self.name, self.features, self.row, self.error = name, features, row, error
-        self.image, self.text = image, text
+        self.image, self.text, self.said = image, text, said
         self.hits: list[tuple[int, float]] = []
 
     def labels(self, index: Index) -> dict[str, str]:
         """What is known of it: where its file was found in the gallery, or its name is that of a row."""
         if self.row is not None:
             return index.labels_of(self.row)
+        if self.said:
+            return {}
         own = Path(self.name).resolve()
         rows = [row for row, _ in self.hits if (file := index.file_of(row)) is not None and file.resolve() == own]
         return index.labels_of(rows[0]) if rows else {}
@@ -90,8 +98,8 @@ def read_queries(names: tuple[str, ...], predictor: Predictor, index: Index) -> 
         if not there and name in index.items:
             row = index.items.index(name)
             found.append(Query(name, index.features[row], row))
-        elif not there and reads and len(name.split()) > 1:
-            found.append(Query(beginning(name), text=name))
+        elif not there and reads and is_said(name):
+            found.append(Query(beginning(name), text=name, said=True))
         elif not there:
             what = "neither a file, nor the name of a row of the gallery"
             what += ", nor a text of two words" if reads else ""
@@ -103,31 +111,48 @@ def read_queries(names: tuple[str, ...], predictor: Predictor, index: Index) -> 
     if asked:
         inputs = [q.text for q in asked] if reads else torch.from_numpy(np.stack([q.image for q in asked]))  # type: ignore[misc]
         for query, features in zip(asked, torch.from_numpy(predictor.embed(inputs)), strict=True):
-            query.features = features
+            if reads and not features[-HASHED:].any():
+                query.error = f"{query.name or 'an empty text'}: none of its words is in the texts of the training"
+            else:
+                query.features = features
     return found
 
 
 def is_there(name: str) -> bool:
     """Whether it is a file or folder; a text may be longer than any name."""
     try:
-        return Path(name).exists()
+        return bool(name) and Path(name).exists()
     except OSError:
         return False
+
+
+def is_said(name: str) -> bool:
+    """Whether it is a text itself: of two words or more, and not the name of a file or row that is missing."""
+    path = Path(name)
+    file = path.suffix.lower() == ".txt" or (str(path.parent) != "." and is_there(str(path.parent)))
+    return len(name.split()) > 1 and not file and not re.fullmatch(r"\S* row \d+", name)
 
 
 def queries_of_pictures(name: str, predictor: Predictor) -> list[Query]:
     """A picture, or all of a folder."""
     size, channels = (predictor.preprocessing.height, predictor.preprocessing.width), predictor.preprocessing.channels
-    return [
-        Query(path, image=image) if isinstance(image, np.ndarray) else Query(path, error=str(image))
-        for path, image in read_images(find_images(name), size, channels)
-    ]
+    try:
+        return [
+            Query(path, image=image) if isinstance(image, np.ndarray) else Query(path, error=str(image))
+            for path, image in read_images(find_images(name), size, channels)
+        ]
+    except DataError as error:
+        return [Query(name, error=str(error))]
 
 
 def queries_of_texts(name: str) -> list[Query]:
     """A file that holds a text, or all of a folder."""
     found = []
-    for path in find_texts(name):
+    try:
+        paths = find_texts(name)
+    except DataError as error:
+        return [Query(name, error=str(error))]
+    for path in paths:
         try:
             found.append(Query(str(path), text=read_text(path)))
         except DataError as error:
@@ -181,7 +206,8 @@ def shelves(
         image, text = query.image, beginning(query.text or "")
         if query.row is not None:
             image, text = pictures.get(query.row), index.texts[query.row] if index.texts else ""
-        found.append(Shelf(Picture(image, query.name, " › ".join(known.values()), text=text), cards, query.error))
+        name = "" if query.said else query.name
+        found.append(Shelf(Picture(image, name, " › ".join(known.values()), text=text), cards, query.error))
     return found
 
 

@@ -6,6 +6,7 @@ channel or three, so that the two are never taken for each other.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,8 +28,11 @@ BUCKETS = 2**17
 LENGTH = 768
 """Words that are read of a text: all of 99.9 % of newsgroups20's, where 512 would be all of 92 %."""
 LONGEST = 4096
+TABLES = (".csv", ".tsv", ".parquet")
 LARGEST = 64 << 20
 """Bytes of a text file."""
+SHOWN = 80
+"""Characters of a text that are shown in its place."""
 CHARACTERS = 64
 """So many are read for each of the words, at most: of a text of a megabyte no more than of a page."""
 
@@ -57,6 +61,11 @@ class TextEncoding:
         return self.length
 
     @property
+    def most(self) -> int:
+        """Characters that are read of a text."""
+        return CHARACTERS * self.length
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(2, 1, length)."""
         return KINDS, 1, self.length
@@ -66,7 +75,7 @@ class TextEncoding:
         found = np.zeros((len(texts), KINDS, 1, self.length), dtype=np.int32)
         words = tokenizer()
         for row, text in enumerate(texts):
-            tokens = words(text[: CHARACTERS * self.length])[: self.length]
+            tokens = words(text[: self.most])[: self.length]
             if tokens:
                 ids = np.resize(np.array([hashed(token) for token in tokens], dtype=np.int64), self.length)
                 found[row, 0, 0] = 1 + ids % (BUCKETS - 1)
@@ -161,7 +170,14 @@ def hashed(token: str) -> int:
 def find_texts(path: str | Path) -> list[Path]:
     """A file as it is; of a folder every *.txt below it, sorted. Raises DataError for a folder without any."""
     path = Path(path)
-    if not path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError:
+        # A name that no file can have, such as a text itself: reading it says so.
+        is_folder = False
+    if path.suffix.lower() in TABLES:
+        raise DataError(f"{path}: a table, not a text: give files that hold one text each")
+    if not is_folder:
         return [path]
     found = sorted(one for one in path.rglob("*.txt") if one.is_file() and not one.name.startswith("."))
     if not found:
@@ -177,5 +193,15 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file") from error
+    except UnicodeError as error:
+        raise DataError(f"{path}: cannot be read as a text in UTF-8, save it as that: {error}") from error
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise DataError(f"{beginning(str(path))}…: no name of a file; a text is given in a file") from error
         raise DataError(f"{path}: cannot be read as a text in UTF-8: {error}") from error
+
+
+def beginning(text: str) -> str:
+    """Of a text what is shown of it: one line without control characters."""
+    plain = "".join(c if c.isprintable() else " " for c in text[: 4 * SHOWN])
+    return " ".join(plain.split())[:SHOWN]

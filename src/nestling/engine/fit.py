@@ -125,7 +125,7 @@ def fit(
     lazy = train.inputs if isinstance(train.inputs, LazyImages) else None
     why = runtime.reasons["workers"]
     if lazy is None:
-        why = "the pictures are in memory"
+        why = f"the {'texts' if is_text(shape) else 'pictures'} are in memory"
     elif not has_room(lazy, recipe.batch_for(len(train)), runtime.workers):
         runtime, why = replace(runtime, workers=0), "shared memory, /dev/shm, has no room for their batches"
     preprocessing: AnyPreprocessing

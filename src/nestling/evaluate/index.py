@@ -19,8 +19,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from nestling.data.dataset import LabelledData
+from nestling.data.text import beginning
 from nestling.errors import StorageError, UsageError
-from nestling.evaluate.predictor import SHOWN, Predictor
+from nestling.evaluate.predictor import Predictor
 from nestling.evaluate.retrieval import highest, normalised
 from nestling.files import storage_error, write_folder
 from nestling.models.weights import weights_hash
@@ -32,7 +33,7 @@ LARGEST = 16 * 2**30
 EXHAUSTED = (RecursionError, MemoryError)
 """What reading bytes may end in that were made to be too deep or too much."""
 AT_ONCE = 1024
-"""Pictures that are decoded and embedded together."""
+"""Pictures or texts that are decoded and embedded together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +130,10 @@ class Index:
                 fingerprint=str(rows["fingerprint"]),
                 source=str(rows["source"]),
                 root=str(rows["root"]),
-                texts=tuple(rows.get("texts", ())),
+                texts=tuple(rows.get("texts", [])),
             )
+            if not isinstance(rows.get("texts", []), list):
+                raise ValueError("the texts are no list")
             index.check()
         except StorageError:
             raise
@@ -157,6 +160,8 @@ class Index:
         ]
         if len(counts) > 1 or not all(isinstance(name, str) for name in names):
             raise ValueError(f"features, items and labels of {sorted(counts)} rows")
+        # Half a character cannot be written anywhere.
+        "".join(self.texts).encode()
 
 
 def is_index(path: Path | str) -> bool:
@@ -178,7 +183,7 @@ def check_place(path: Path | str) -> None:
 
 
 def fingerprint(predictor: Predictor) -> str:
-    """By which a model is known again: its weights, and how pictures are made ready for it."""
+    """By which a model is known again: its weights, and how pictures or texts are made ready for it."""
     text = f"{weights_hash(predictor.model)} {json.dumps(predictor.preprocessing.to_dict(), sort_keys=True)}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -201,11 +206,6 @@ def build_index(predictor: Predictor, data: LabelledData, source: str) -> Index:
     features = normalised(torch.from_numpy(np.concatenate(parts)))
     root = str(Path.cwd()) if Path(data.items[0]).is_file() else ""
     return Index(features, data.items, labels, fingerprint(predictor), source, root, tuple(map(beginning, texts)))
-
-
-def beginning(text: str) -> str:
-    """Of a text what is shown of it, in one line."""
-    return " ".join(text[: 4 * SHOWN].split())[:SHOWN]
 
 
 def check_model(index: Index, predictor: Predictor, place: str) -> None:

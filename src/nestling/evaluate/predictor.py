@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from nestling.data.images import decode
-from nestling.data.text import AnyPreprocessing, TextEncoding
+from nestling.data.text import SHOWN, AnyPreprocessing, TextEncoding
 from nestling.engine.predict import concatenate
 from nestling.engine.runtime import Runtime
 from nestling.errors import DataError, StorageError, UsageError
@@ -23,9 +23,6 @@ from nestling.evaluate.sets import classes_above, set_thresholds
 from nestling.evaluate.unknowns import Alarm, alarm
 from nestling.models.model import Answers, Model, Outputs
 from nestling.taxonomy import Taxonomy
-
-SHOWN = 80
-"""Characters of a text by which a result names it."""
 
 
 class Predictor:
@@ -139,7 +136,7 @@ class Predictor:
         ]
 
     def embed(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> np.ndarray:
-        """The backbone's pooled features, float32 (n, d), of any length: search compares their directions."""
+        """Pooled features, of texts with their words behind them, float32 (n, d): search compares directions."""
         return self._outputs(self.images(inputs)).embedding.cpu().numpy()
 
     def answers(self, inputs: Sequence[Any] | np.ndarray | torch.Tensor) -> Answers:

@@ -22,7 +22,7 @@ class Outputs:
     features: dict[str, Tensor]
     """(b, d) each: the bottleneck that enters the last linear layer; behind it, of texts, what the words say."""
     embedding: Tensor
-    """(b, D): the pooled last map of the backbone, which search compares; of texts with their words behind it."""
+    """(b, D): the pooled last map of the backbone, which search compares; of texts, but in training, the words, too."""
     apart: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     """(b, width) each: of an output whose logits are a sum the parts that learn, each as if it stood alone."""
 

@@ -114,7 +114,9 @@ class NestedModel(Model):
         linear: dict[str, Tensor] = {}
         if self.words is not None:
             read = self.words.read(images)
-            linear, embedding = self.words.score(read), beside(embedding, read)
+            linear = self.words.score(read)
+            # Losses do not look at it.
+            embedding = embedding if self.training else beside(embedding, read)
         for level in self.taxonomy.levels:
             if level in self.decoder:
                 skip = maps[self.source[level]]

@@ -1,7 +1,7 @@
 """The network of *Weakly Supervised Representation Learning with Coarse Labels*: features for search, one classifier.
 
-Search compares the backbone's pooled features. The losses see them through a two-layer head, where there is one, which
-keeps what they ask for from deforming the features (Table 2, CoIns**).
+Search compares the backbone's pooled features, and of texts their words. The losses see the features through a head of
+two layers, where there is one, which keeps what they ask for from deforming them (Table 2, CoIns**).
 """
 
 from __future__ import annotations
@@ -115,5 +115,7 @@ class SearchModel(Model):
             weight = F.normalize(weight, dim=1)
         logits = F.linear(features.detach() if self.probe else features, weight)
         if self.words is not None:
-            embedding = beside(embedding, self.words.read(images))
+            # Read in training, too, where words are counted; losses do not look at the embedding.
+            read = self.words.read(images)
+            embedding = embedding if self.training else beside(embedding, read)
         return Outputs({self.level: logits}, {self.level: features}, embedding)

@@ -68,7 +68,10 @@ class Words(nn.Module):
         return Reading(words, self.weights(words, first))
 
     def count(self, words: Tensor, first: Tensor) -> None:
-        """Document frequencies, from the batches that are trained on, as batch norm has its means."""
+        """Document frequencies, from the batches that are trained on, as batch norm has its means.
+
+        As there, a batch that is taken again, where memory ran out, counts again.
+        """
         found = torch.zeros_like(self.documents).index_add_(0, words.flatten(), first.flatten().long())
         found[0] = len(words)
         self.documents += collective.all_sum(found)
@@ -126,8 +129,8 @@ class LinearWords(Words):
 
 
 def beside(pooled: Tensor, read: Reading) -> Tensor:
-    """What search compares of texts (b, d + ``HASHED``): the network's pooled map, ``SHARE`` long, and the words."""
-    return torch.cat([SHARE * F.normalize(pooled, dim=1), hashed(read).to(pooled.dtype)], 1)
+    """What search compares of texts (b, d + ``HASHED``), fp32: the pooled map, ``SHARE`` long, and the words."""
+    return torch.cat([SHARE * F.normalize(pooled.float(), dim=1), hashed(read)], 1)
 
 
 def hashed(read: Reading) -> Tensor:

@@ -24,6 +24,8 @@ class Suspect:
     """The path that it is labelled with."""
     suggested: str
     score: float
+    text: str = ""
+    """How it begins, where it is no picture but a text."""
 
     @property
     def picture(self) -> tuple[str, bool]:

@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from nestling.data.dataset import LabelledData
+from nestling.data.text import TextEncoding
 from nestling.evaluate.decide import decide_levels
 from nestling.models.model import Answers
+from nestling.models.nested import NestedModel
 from nestling.objectives.functional import combine_levels
-from nestling.reproduce.measures import trained
+from nestling.reproduce.measures import Trained, trained
 from nestling.reproduce.nested import MARGINAL, OURS, Network, Setting, compare
 from nestling.reproduce.nested_measures import accuracy, cells_of, conditions, decided, robustness
 from nestling.reproduce.table import Cell, Claim, Floor, Place, Table, Trial
 
 LINEAR = "TF-IDF and logistic regression"
 ALONE = "regressions, no validation rows"
+WORDS = "nested, its words alone"
 STRENGTHS, ITERATIONS = (3.0, 10.0, 30.0, 100.0), 1000
 """Values of C, of which validation rows choose at each level, and the most steps of the solver."""
 MARGIN = 0.01
@@ -41,9 +44,27 @@ def beside_linear(trial: Trial, place: Place) -> list[Cell]:
     """The network on the test rows, and the regressions, which in the end learn from validation rows too, or not."""
     found = trained(trial, place)
     cells = cells_of(trial.row, decided(found.run.model, conditions(found, ())), found.test)
-    for row, answers in linear(found.train, found.validation, found.test).items():
+    answered = {WORDS: by_words(found), **linear(found.train, found.validation, found.test)}
+    for row, answers in answered.items():
         cells += cells_of(row, {"clean": decide_levels(answers)}, found.test)
     return cells
+
+
+def by_words(found: Trained) -> Answers:
+    """What the linear model in the network answers by itself, without a temperature, combined by Equation 2."""
+    model = found.run.model.eval()
+    assert isinstance(model, NestedModel) and model.words is not None
+    assert isinstance(found.run.preprocessing, TextEncoding)
+    with torch.inference_mode():
+        scores = model.words(found.run.preprocessing.encode(texts_of(found.test)).to(found.runtime.device))
+    return combined({level: of_level.softmax(1).cpu() for level, of_level in scores.items()}, found.test)
+
+
+def combined(separate: dict[str, Tensor], test: LabelledData) -> Answers:
+    """Probabilities (n, width) of every level, by Equation 2."""
+    none = {level: torch.zeros(len(test), dtype=torch.float64) for level in separate}
+    together = combine_levels([each.double() for each in separate.values()], test.taxonomy)
+    return Answers(dict(zip(separate, together, strict=True)), separate, none)
 
 
 def linear(train: LabelledData, validation: LabelledData, test: LabelledData) -> dict[str, Answers]:
@@ -64,11 +85,7 @@ def linear(train: LabelledData, validation: LabelledData, test: LabelledData) ->
         best = max(STRENGTHS, key=lambda strength: right.get(strength, 0))
         for row, learner in learners.items():
             separate[row][level] = torch.from_numpy(learner.probabilities(number, best, test))
-    none = {level: torch.zeros(len(test), dtype=torch.float64) for level in test.taxonomy.levels}
-    return {
-        row: Answers(dict(zip(found, combine_levels(list(found.values()), test.taxonomy), strict=True)), found, none)
-        for row, found in separate.items()
-    }
+    return {row: combined(found, test) for row, found in separate.items()}
 
 
 class Regressions:
@@ -108,7 +125,7 @@ def trials(scale: str) -> list[Trial]:
     at = SETTINGS.get(scale, SETTINGS["small"])
     ours, flat = compare("small" if scale == "paper" else scale, at, robustness, (OURS, MARGINAL))
     flat = replace(flat, options={**flat.options, "clean": True})
-    return [replace(ours, measure=beside_linear, options={"also": [LINEAR, ALONE]}), flat]
+    return [replace(ours, measure=beside_linear, options={"also": [WORDS, LINEAR, ALONE]}), flat]
 
 
 TEXT = Table(
@@ -117,7 +134,8 @@ TEXT = Table(
     about="newsgroups20 with coarse labels for all rows and fine ones for 10 %: nested learning on hashed words and "
     "pairs of words with a linear model of TF-IDF in it, beside one logistic regression on TF-IDF per level "
     "(scikit-learn, C by validation rows), combined by Equation 2, which trains on the same labels, validation "
-    "rows' included; the same without these beside it. Not worse is less than a point below.",
+    "rows' included; the same without these beside it, and the network's own linear model by itself. Not worse is less "
+    "than a point below.",
     trials=trials,
     floor=Floor(row=MARGINAL, column=accuracy("fine"), least=0.4),
     claims=[
