@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from conftest import ROOT
-from nestling.commands.notes import imbalance
+from nestling.commands.notes import imbalance, overconfident
 from nestling.commands.weights import load_weights
 from nestling.commands.words import hierarchical_lines
 from nestling.data.dataset import LabelledData
@@ -161,3 +161,9 @@ def test_where_memory_runs_out_the_same_batch_goes_in_parts(
     assert sizes == [None, 8]
     for name, tensor in whole.items():
         assert torch.allclose(tensor, parts[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize(("over", "rows", "warned"), [(0.294, 200, 1), (0.09, 200, 0), (0.294, 20, 0), (None, 200, 0)])
+def test_confidence_far_above_accuracy_is_warned_of(over: float | None, rows: int, warned: int) -> None:
+    lines = overconfident([{"name": "fine", "overconfidence": over, "n": rows}])
+    assert len(lines) == warned and all("'fine'" in line and "29 points" in line for line in lines)
