@@ -118,6 +118,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return Whole(run, ends[0], sizes | {"log": (lengths[0], lengths[1])})
 
 
+SHORTER = 16
+"""Bytes by which metrics.json may be shorter another time."""
 CASES = [
     pytest.param(
         artefact,
@@ -133,7 +135,8 @@ CASES = [
 def test_a_disk_that_fills(artefact: str, tenth: int, whole: Whole, tmp_path: Path) -> None:
     """At ten sizes from the first byte that does not fit to the last one."""
     run, (before, after) = tmp_path / "run", whole.sizes[artefact]
-    size = before + tenth * (after - 1 - before) // 9
+    # Times in metrics.json have other digits, and fewer, when they are taken again.
+    size = before + tenth * (after - (SHORTER if artefact == "metrics" else 1) - before) // 9
     old = {}
     if artefact in ("bundle", "metrics", "report"):
         # A finished run, but for the report: its end is done once more, over an older bundle.
