@@ -7,9 +7,14 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from nestling import load_data
+from nestling.data.dataset import LabelledData
 from nestling.evaluate.index import Index
+from nestling.methods import Coins
+from nestling.taxonomy import Taxonomy
 from running import QUICK, nestling, picture, refuse, succeed
 
 TOPICS = {
@@ -37,6 +42,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "letters" / "one.txt").write_text("a cow, its milk & its <udder>")
     (folder / "letters" / "inner" / "two.txt").write_text("on stone there is moss, and it is damp")
     return folder
+
+
+def test_search_from_coarse_labels_names_what_is_better_of_texts() -> None:
+    data = load_data("digits").keep({"middle": 0.0})
+    tree = Taxonomy.from_paths(["animal/dog", "plant/tree"], ["coarse", "fine"])
+    texts = LabelledData(["a dog", "a tree"], np.array([[0, -1], [1, -1]]), tree)
+    assert not Coins().remarks(data) and "--method nested --levels coarse" in Coins().remarks(texts)[0]
 
 
 def found(out: str) -> list[list[str]]:

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from nestling.data.dataset import LabelledData
+from nestling.data.text import holds_texts
 from nestling.data.transforms import Augmentation
 from nestling.errors import UsageError, unknown
 from nestling.methods.calibrate import temperature_stage
@@ -178,14 +179,25 @@ class Coins(ConceptOptions, Recipe):
         return found | {"patience": "a method that chooses its epoch, and coins keeps the last one"}
 
     def remarks(self, data: LabelledData) -> list[str]:
-        """As ``Recipe.remarks``: the coarsest level is learned where none is named, and others may be labelled."""
+        """As ``Recipe.remarks``: the coarsest level is learned where none is named, and others may be labelled.
+
+        Of texts there is a better method, whose network has a linear model of the words (benchmarks/text_search.py).
+        """
         levels, known = data.taxonomy.levels, (data.labels >= 0).sum(axis=0)
         finest = max(np.flatnonzero(known), default=0)
+        texts = []
+        if holds_texts(data):
+            named = ",".join(level for level, count in zip(levels, known, strict=True) if count)
+            texts = [
+                "of texts nested learning answers far better, and finds a little better, from the same labels: "
+                f"--method nested --levels {named}"
+            ]
         if self.variant == "opt" or self.label_level is not None or not finest:
-            return []
+            return texts
         return [
+            *texts,
             f"coins learns from the labels of level {levels[0]!r} alone; {known[finest]:,} rows are labelled at "
-            f"level {levels[finest]!r} too: --set label_level={levels[finest]} learns from those"
+            f"level {levels[finest]!r} too: --set label_level={levels[finest]} learns from those",
         ]
 
     def network(self) -> SearchOptions:
