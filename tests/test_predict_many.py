@@ -43,6 +43,17 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_a_folder_without_pictures_stops_nothing(run: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refuse(3, ["the folder holds no pictures"], "predict", run, tmp_path / "empty")
+    table = tmp_path / "answers.csv"
+    done = nestling("predict", run, tmp_path / "empty", folder, "--csv", table)
+    assert done.code == 3 and "the folder holds no pictures" in done.err
+    assert len(rows(table)) == 32 and [row["input"] for row in rows(table) if "holds no" in row["error"]] == [
+        str(tmp_path / "empty")
+    ]
+
+
 def test_a_table_goes_on_behind_its_last_whole_line(
     run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

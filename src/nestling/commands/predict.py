@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from nestling.commands.show import require_model
 from nestling.commands.train import say
 from nestling.data.images import find_images
 from nestling.data.text import TextEncoding, find_texts
-from nestling.errors import UsageError
+from nestling.errors import DataError, UsageError
 from nestling.evaluate.decide import CONFIDENT
 from nestling.evaluate.index import fingerprint
 from nestling.evaluate.predictor import Predictor
@@ -42,8 +44,7 @@ def predict(command: Predict) -> int:
     predictor = from_pretrained(command.run, command.device)
     options = choose(command, predictor)
     texts = isinstance(predictor.preprocessing, TextEncoding)
-    find = find_texts if texts else find_images
-    paths = [path for name in command.files for path in find(name)]
+    paths, missing = find_all(command.files, find_texts if texts else find_images)
     more = [name for name, asked in (("unknown", command.false_alarm), ("sets", command.sets)) if asked]
     table, done = None, set()
     if command.csv and command.csv != "-":
@@ -55,11 +56,12 @@ def predict(command: Predict) -> int:
     if done:
         say(f"{command.csv} holds {len(done):,} answers of {len(paths):,}: it goes on from there")
         paths = [path for path in paths if printable(str(path)) not in done]
+        missing = [one for one in missing if one["input"] not in done]
     results: list[dict[str, Any]] = []
-    progress = Progress(len(paths) + len(done), len(done))
+    progress = Progress(len(paths) + len(missing) + len(done), len(done))
     describe = partial(predictor.describe, **options)
     every = answer_texts(paths, describe) if texts else answer_all(predictor, paths, describe, command.workers)
-    for answers in every:
+    for answers in chain([missing] if missing else [], every):
         if table is not None:
             table.add(answers)
         if table is None or command.json:
@@ -73,6 +75,20 @@ def predict(command: Predict) -> int:
     report(errors)
     write(command, results, more)
     return 3 if errors else 0
+
+
+def find_all(names: Sequence[str], find: Callable[[str], list[Path]]) -> tuple[list[Path], list[dict[str, Any]]]:
+    """The files of all arguments, and the arguments in which there are none. Raises DataError of the only argument."""
+    paths: list[Path] = []
+    missing: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            paths += find(name)
+        except DataError as error:
+            if len(names) == 1:
+                raise
+            missing.append({"input": printable(name), "error": printable(str(error))})
+    return paths, missing
 
 
 def choose(command: Predict, predictor: Predictor) -> dict[str, Any]:
