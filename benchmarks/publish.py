@@ -39,6 +39,8 @@ gain over the same network with nothing added, and the cascade's over the better
 screen's. Gains as there, with paired 95 % intervals over seeds (Student's t).""",
     "self-training-default": """The same, of these two alone with five seeds: by this `selection = "last"` became the
 default of nested learning and of the flat baselines.""",
+    "text-search": """Texts found by what a network learned from coarse labels, by their words, and by both:
+newsgroups20, 2,000 training rows held out in whole threads, three splits.""",
     "automatic": """`nestling train SET --method M --minutes 1`, one core of two each, photographs with 16 x 16 pixels.
 Mean accuracy over the levels; where only coarse labels exist, fine R@1 by the features. The method with an interval is
 the one that is chosen; the interval is of its difference to the best, paired over rows and seeds. - = does not take
@@ -80,7 +82,7 @@ def table(result: dict[str, Any], columns: dict[str, str], rows: Iterable[str] |
 def columns_of(result: dict[str, Any]) -> dict[str, str]:
     """The columns that are shown: for runs accuracy and overconfidence, for choices all."""
     found = list(dict.fromkeys(r["column"] for r in result["table"]))
-    if not any("accuracy" in c for c in found):
+    if not any(" | " in c and "accuracy" in c for c in found):
         return {c: c for c in found}
     levels = list(dict.fromkeys(c.split(" | ")[1] for c in found))
     conditions = list(dict.fromkeys(c.split(" | ")[0] for c in found))

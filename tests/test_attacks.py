@@ -299,7 +299,7 @@ def test_the_model_is_left_as_it_was(nested: Run, toy_data: LabelledData) -> Non
 def test_layerwise_and_search_models_are_attacked_too(toy_data: LabelledData) -> None:
     data = toy_data.subset(range(24))
     layers = Layerwise(num_blocks=2, width=4, epochs=1, downsample_at=(), levels_at=("coarse", "fine"))
-    run = fit(layers, toy_data, verbose=False)
+    run = fit(layers, toy_data, precision="fp32", verbose=False)
     for level in ("coarse", "fine"):
         assert figures(run, data, "deepfool", level)[0].flipped.mean() > 0.9
     search = quick(Coins(variant="coins", epochs=1, batch_size=24), toy_data)
