@@ -15,10 +15,11 @@ from nestling.data.dataset import LabelledData
 from nestling.data.text import BUCKETS, KINDS, LENGTH, TextEncoding, encoded, is_text, preprocessing_of
 from nestling.engine import stage as engine_stage
 from nestling.engine.optim import EPSILON, set_rate
+from nestling.engine.run import Run
 from nestling.errors import DataError, UsageError
 from nestling.methods.coins import Coins
 from nestling.methods.nested import Nested
-from nestling.methods.recipe import Optimizer
+from nestling.methods.recipe import Optimizer, Recipe
 from nestling.models.build import build_model
 from nestling.models.words import HASHED
 from nestling.taxonomy import Taxonomy
@@ -89,6 +90,17 @@ def test_words_that_tell_the_class_are_learned(optimizer: Optimizer) -> None:
     assert isinstance(run.preprocessing, TextEncoding)
 
 
+def crashed_and_resumed(
+    watch: Watch, recipe: Recipe, data: LabelledData, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Run:
+    """A run that breaks off in its fifth step and goes on."""
+    checkpoint_every_epoch(monkeypatch)
+    watch.crash_at = 5
+    with pytest.raises(Crash):
+        quick(recipe, data, folder / "broken", backbone="text:6/8")
+    return quick(recipe, data, folder / "broken", backbone="text:6/8")
+
+
 def test_a_broken_run_on_texts_ends_as_an_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two groups of parameters and the document frequencies; learning rates by group."""
     data, recipe = sentences(60).keep({"fine": 0.5}), Nested(epochs=(2, 2), batch_size=16)
@@ -101,11 +113,7 @@ def test_a_broken_run_on_texts_ends_as_an_unbroken_one(tmp_path: Path, monkeypat
         rates.append(words / own)
 
     monkeypatch.setattr(engine_stage, "set_rate", watched)
-    checkpoint_every_epoch(monkeypatch)
-    watch.crash_at = 5
-    with pytest.raises(Crash):
-        quick(recipe, data, tmp_path / "broken", backbone="text:6/8")
-    broken = quick(recipe, data, tmp_path / "broken", backbone="text:6/8")
+    broken = crashed_and_resumed(watch, recipe, data, tmp_path, monkeypatch)
     assert_same_weights(broken.model, whole.model)
     assert broken.model.state_dict()["words.documents"][0] > 0
     assert rates == pytest.approx([EPSILON] * len(rates)) and len(rates) == len(watch.taken)
@@ -115,11 +123,7 @@ def test_a_broken_search_run_on_texts_counts_each_text_once(tmp_path: Path, monk
     data, recipe = sentences(60), Coins(variant="coins-imp", epochs=3, batch_size=16)
     whole = quick(recipe, data, tmp_path / "whole", backbone="text:6/8")
     watch = Watch(monkeypatch)
-    checkpoint_every_epoch(monkeypatch)
-    watch.crash_at = 5
-    with pytest.raises(Crash):
-        quick(recipe, data, tmp_path / "broken", backbone="text:6/8")
-    broken = quick(recipe, data, tmp_path / "broken", backbone="text:6/8")
+    broken = crashed_and_resumed(watch, recipe, data, tmp_path, monkeypatch)
     assert_same_weights(broken.model, whole.model)
     assert broken.model.state_dict()["words.documents"][0] == whole.model.state_dict()["words.documents"][0] > 0
 

@@ -24,7 +24,7 @@ from nestling.commands.outputs import refuse_others
 from nestling.data.images import LazyImages, read_images
 from nestling.data.inputs import inputs_of
 from nestling.data.stream import Ahead, choose_workers
-from nestling.data.text import read_text
+from nestling.data.text import read_texts
 from nestling.errors import DataError, UsageError
 from nestling.evaluate.predictor import Predictor
 from nestling.files import Appender, remove, write_json
@@ -83,12 +83,12 @@ def answer_texts(paths: Sequence[Path], describe: Describe) -> Iterator[list[dic
     for start in range(0, len(paths), MOST):
         results: list[dict[str, Any]] = []
         texts: list[str] = []
-        for path in paths[start : start + MOST]:
-            try:
-                texts.append(read_text(path))
-                results.append({"input": printable(str(path))})
-            except DataError as error:
-                results.append({"input": printable(str(path)), "error": printable(str(error))})
+        for path, text in read_texts(paths[start : start + MOST]):
+            if isinstance(text, str):
+                texts.append(text)
+                results.append({"input": printable(path)})
+            else:
+                results.append({"input": printable(path), "error": printable(str(text))})
         readable = [result for result in results if "error" not in result]
         for result, answer in zip(readable, describe(texts) if texts else [], strict=True):
             result |= {key: value for key, value in answer.items() if key != "input"}

@@ -15,7 +15,8 @@ from nestling.data.catalogue import CATALOGUE
 from nestling.data.dataset import LabelledData
 from nestling.data.images import find_images, load_images
 from nestling.data.sources import load_data
-from nestling.data.text import TextEncoding, find_texts, loaded_for, read_text
+from nestling.data.tables import SUFFIXES
+from nestling.data.text import TextEncoding, find_texts, loaded_for, read_texts
 from nestling.errors import DataError, UsageError, listed
 from nestling.evaluate.index import build_index, check_place, fingerprint
 from nestling.evaluate.predictor import Predictor
@@ -53,10 +54,10 @@ def load_gallery(command: SourceOptions, source: str, predictor: Predictor, seed
 
     ``seed`` is the run's: of a set that is made, the rows are those that it was trained and tested on.
     """
-    form = loaded_for(predictor.preprocessing)
-    reads = isinstance(predictor.preprocessing, TextEncoding)
-    if isinstance(predictor.preprocessing, TextEncoding) and is_loose(source):
-        data = loose_texts(source, predictor.preprocessing.most, command.on_bad_image == "skip")
+    preprocessing = predictor.preprocessing
+    form, reads = loaded_for(preprocessing), isinstance(preprocessing, TextEncoding)
+    if isinstance(preprocessing, TextEncoding) and is_loose(source):
+        data = loose_texts(source, preprocessing.most, command.on_bad_image == "skip")
     elif is_flat(source) and not reads:
         data = loose_pictures(source, form["image_size"], form["channels"], command.on_bad_image == "skip")
     else:
@@ -91,13 +92,13 @@ def loose_texts(source: str, most: int, skip: bool) -> LabelledData:
     """The first ``most`` characters of the texts below a folder: rows without a label."""
     texts: dict[str, str] = {}
     errors: list[str] = []
-    for path in find_texts(source):
-        try:
-            texts[str(path)] = read_text(path)[:most]
-        except DataError as error:
-            if not skip:
-                raise
-            errors.append(str(error))
+    for path, text in read_texts(find_texts(source)):
+        if isinstance(text, str):
+            texts[path] = text[:most]
+        elif skip:
+            errors.append(str(text))
+        else:
+            raise text
     if not texts:
         raise DataError(f"{source}: no text can be read: {listed(errors, 3)}")
     notes = (f"texts that cannot be read and are left out ({len(errors)}): {listed(errors, 5)}",) if errors else ()
@@ -125,4 +126,4 @@ def is_loose(source: str) -> bool:
     path = Path(source)
     if is_named(source) or not path.is_dir():
         return False
-    return not any(child.suffix in (".parquet", ".csv", ".tsv") for child in path.iterdir())
+    return not any(child.suffix in SUFFIXES for child in path.iterdir())

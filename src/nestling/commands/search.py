@@ -16,7 +16,7 @@ from nestling.commands.outputs import PAGE, refuse_others
 from nestling.commands.predict import printable
 from nestling.commands.train import say
 from nestling.data.images import find_images, read_images
-from nestling.data.text import TextEncoding, beginning, find_texts, read_text
+from nestling.data.text import TextEncoding, beginning, find_texts, read_texts
 from nestling.errors import DataError, NestlingError, UsageError, listed
 from nestling.evaluate.index import Index, build_index, check_model, is_index
 from nestling.evaluate.predictor import Predictor
@@ -106,7 +106,10 @@ def read_queries(names: tuple[str, ...], predictor: Predictor, index: Index) -> 
             example = f" (rows have names such as {index.items[0]!r})" if index.items else ""
             found.append(Query(name, error=f"{name}: {what}{example}"))
         else:
-            found += queries_of_texts(name) if reads else queries_of_pictures(name, predictor)
+            try:
+                found += queries_of_texts(name) if reads else queries_of_pictures(name, predictor)
+            except DataError as error:
+                found.append(Query(name, error=str(error)))
     asked = [query for query in found if query.image is not None or query.text is not None]
     if asked:
         inputs = [q.text for q in asked] if reads else torch.from_numpy(np.stack([q.image for q in asked]))  # type: ignore[misc]
@@ -136,28 +139,18 @@ def is_said(name: str) -> bool:
 def queries_of_pictures(name: str, predictor: Predictor) -> list[Query]:
     """A picture, or all of a folder."""
     size, channels = (predictor.preprocessing.height, predictor.preprocessing.width), predictor.preprocessing.channels
-    try:
-        return [
-            Query(path, image=image) if isinstance(image, np.ndarray) else Query(path, error=str(image))
-            for path, image in read_images(find_images(name), size, channels)
-        ]
-    except DataError as error:
-        return [Query(name, error=str(error))]
+    return [
+        Query(path, image=image) if isinstance(image, np.ndarray) else Query(path, error=str(image))
+        for path, image in read_images(find_images(name), size, channels)
+    ]
 
 
 def queries_of_texts(name: str) -> list[Query]:
     """A file that holds a text, or all of a folder."""
-    found = []
-    try:
-        paths = find_texts(name)
-    except DataError as error:
-        return [Query(name, error=str(error))]
-    for path in paths:
-        try:
-            found.append(Query(str(path), text=read_text(path)))
-        except DataError as error:
-            found.append(Query(str(path), error=str(error)))
-    return found
+    return [
+        Query(path, text=text) if isinstance(text, str) else Query(path, error=str(text))
+        for path, text in read_texts(find_texts(name))
+    ]
 
 
 def write(command: Search, index: Index, queries: list[Query]) -> None:

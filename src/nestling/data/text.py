@@ -7,7 +7,7 @@ channel or three, so that the two are never taken for each other.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nestling.data.dataset import LabelledData
+from nestling.data.tables import SUFFIXES
 from nestling.data.transforms import Preprocessing
 from nestling.errors import DataError, UsageError
 
@@ -28,7 +29,6 @@ BUCKETS = 2**17
 LENGTH = 768
 """Words that are read of a text: all of 99.9 % of newsgroups20's, where 512 would be all of 92 %."""
 LONGEST = 4096
-TABLES = (".csv", ".tsv", ".parquet")
 LARGEST = 64 << 20
 """Bytes of a text file."""
 SHOWN = 80
@@ -175,7 +175,7 @@ def find_texts(path: str | Path) -> list[Path]:
     except OSError:
         # A name that no file can have, such as a text itself: reading it says so.
         is_folder = False
-    if path.suffix.lower() in TABLES:
+    if path.suffix.lower() in SUFFIXES:
         raise DataError(f"{path}: a table, not a text: give files that hold one text each")
     if not is_folder:
         return [path]
@@ -183,6 +183,15 @@ def find_texts(path: str | Path) -> list[Path]:
     if not found:
         raise DataError(f"{path}: the folder holds no texts (expected files *.txt, and the model reads texts)")
     return found
+
+
+def read_texts(paths: Iterable[Path]) -> Iterator[tuple[str, str | DataError]]:
+    """Each file's name and its text, or why that cannot be read."""
+    for path in paths:
+        try:
+            yield str(path), read_text(path)
+        except DataError as error:
+            yield str(path), error
 
 
 def read_text(path: Path) -> str:
